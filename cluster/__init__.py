@@ -1,0 +1,1 @@
+"""What the cluster has (hardware, base models, adapters) and what fits on it."""

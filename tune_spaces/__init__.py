@@ -1,0 +1,1 @@
+"""Search spaces over the presets, as plain Python."""
