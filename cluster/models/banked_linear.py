@@ -1,0 +1,137 @@
+"""A frozen linear layer with the LoRA weights of many adapters.
+
+B = rows, T = tokens, K = slots, R = largest rank, N = tokens of one block of rows, S = ranks in a serving pass.
+"""
+
+import torch
+from torch import nn
+
+from cluster.models.routing import Routing, Rows, Tokens
+
+
+class BankedLinear(nn.Module):
+    """`base_layer` plus, for each row or token, the update of the adapter that the routing names.
+
+    Ranks above an adapter's own are zero in A and in B. Then the gradient of both is zero too, and so is what Adam
+    and weight decay make of it: padding needs no mask.
+    """
+
+    def __init__(
+        self, base_layer: nn.Module, routing: Routing, *, index: int, num_slots: int, max_r: int, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        d_in, d_out = features(base_layer)
+        device = next(base_layer.parameters()).device
+        self.base_layer = base_layer
+        self.routing = routing
+        self.index = index
+        self.lora_A = nn.Parameter(torch.zeros(num_slots, max_r, d_in, device=device, dtype=dtype))  # [K, R, d_in]
+        # Transposed against PEFT, so that the ranks of several adapters lie side by side without a copy.
+        self.lora_B = nn.Parameter(torch.zeros(num_slots, max_r, d_out, device=device, dtype=dtype))  # [K, R, d_out]
+        self._packed: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._packed_key: tuple[tuple[int, int], ...] = ()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return [B, T, d_out] for `x` [B, T, d_in]."""
+        result: torch.Tensor = self.base_layer(x)
+        match self.routing.current:
+            case Rows() as rows:
+                return self._add_rows(x, result, rows)
+            case Tokens(slots=(_, *_)) as tokens:
+                return self._add_tokens(x, result, tokens)
+            case _:
+                return result
+
+    def _add_rows(self, x: torch.Tensor, result: torch.Tensor, rows: Rows) -> torch.Tensor:
+        if x.shape[0] != rows.num_rows:
+            raise ValueError(f"{x.shape[0]} rows in the pass, {rows.num_rows} in its routing")
+        if rows.dropout:
+            x = x * dropout_mask(x, rows, self.index)
+        lora_a: torch.Tensor = self.lora_A
+        lora_b: torch.Tensor = self.lora_B
+        if rows.slots != tuple(range(len(lora_a))):
+            chosen = torch.tensor(rows.slots, device=lora_a.device)
+            lora_a, lora_b = lora_a.index_select(0, chosen), lora_b.index_select(0, chosen)
+        blocks = len(rows.slots)
+        x = x.reshape(blocks, -1, x.shape[-1]).to(lora_a.dtype)
+        if blocks == 1:  # plain LoRA costs plain products
+            hidden = (x[0] @ lora_a[0].T) * rows.scaling[0]  # [N, R]
+            return _plus(result, hidden, lora_b[0])
+        hidden = torch.bmm(x, lora_a.transpose(1, 2)) * rows.scaling  # [K, N, R]
+        return _plus(result, hidden, lora_b)
+
+    def _add_tokens(self, x: torch.Tensor, result: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+        lora_a, lora_b = self._pack(tokens)  # [S, d_in], [S, d_out]
+        flat_x = x.reshape(-1, x.shape[-1])
+        if len(flat_x) != tokens.num_tokens:
+            raise ValueError(f"{len(flat_x)} tokens in the pass, {tokens.num_tokens} in its routing")
+        if tokens.coefficients is not None:
+            return _plus(result, (flat_x.to(lora_a.dtype) @ lora_a.T) * tokens.coefficients, lora_b)
+        flat_result = result.view(-1, result.shape[-1])
+        for segment in tokens.segments:
+            hidden = (flat_x[segment.tokens].to(lora_a.dtype) @ lora_a[segment.ranks].T) * segment.scaling
+            flat_result[segment.tokens] = _plus(flat_result[segment.tokens], hidden, lora_b[segment.ranks])
+        return result
+
+    def _pack(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the adapters of the pass without padding; kept, since the next decoding step mixes the same ones."""
+        key = tuple((slot, self.routing.versions[slot]) for slot in tokens.slots)
+        if self._packed is None or self._packed_key != key:
+            parts = list(zip(tokens.slots, tokens.ranks, strict=True))
+            lora_a = torch.cat([self.lora_A.detach()[slot, :r] for slot, r in parts])
+            lora_b = torch.cat([self.lora_B.detach()[slot, :r] for slot, r in parts])
+            self._packed, self._packed_key = (lora_a, lora_b), key
+        return self._packed
+
+
+def _plus(result: torch.Tensor, hidden: torch.Tensor, lora_b: torch.Tensor) -> torch.Tensor:
+    """Return `result` [.., d_out] + `hidden` [N, R] or [K, N, R] times `lora_b`, in the type of `result`."""
+    flat = result.reshape(*hidden.shape[:-1], result.shape[-1])
+    fused = torch.addmm if hidden.dim() == 2 else torch.baddbmm
+    if flat.dtype == hidden.dtype:
+        return fused(flat, hidden, lora_b).view(result.shape)
+    return (flat + torch.matmul(hidden, lora_b)).to(result.dtype).view(result.shape)
+
+
+def features(layer: nn.Module) -> tuple[int, int]:
+    """Return inputs and outputs of a linear layer; transformers' `Conv1D` calls them `nx` and `nf`.
+
+    bitsandbytes' layers are `nn.Linear`s, whose `weight` may be packed: only the attributes tell the shape.
+    """
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return int(layer.nx), int(layer.nf)  # type: ignore[arg-type]
+
+
+def dropout_mask(x: torch.Tensor, rows: Rows, index: int) -> torch.Tensor:
+    """Return the factors [B, T, d] of inverted dropout: 0 with the row's probability, else 1 / (1 - p).
+
+    Each row draws from a generator seeded by its own key and the layer's `index`. So the mask of a sample does not
+    depend on its neighbours, on padding, on the number of workers, nor on how often the layer runs (gradient
+    checkpointing runs it twice).
+    """
+    num_rows, (num_tokens, width) = x.shape[0], x.shape[1:]
+    # A comparison of 16 random bits, four to a drawn int64, is some times cheaper than a float per value and keeps
+    # probabilities to 1 / 65536.
+    bits = torch.empty(num_rows, -(-num_tokens * width // 4), dtype=torch.int64, device=x.device)
+    for row, key in zip(bits, rows.dropout_keys, strict=True):
+        generator = torch.Generator(x.device).manual_seed(mix(key, index))
+        row.random_(-(2**63), None, generator=generator)
+    drawn = bits.view(torch.int16)[:, : num_tokens * width].view(num_rows, num_tokens, width)
+    p = torch.tensor(rows.dropout, device=x.device).view(-1, 1, 1)  # [B, 1, 1]
+    kept = drawn >= (p * 65536 - 32768).round().to(torch.int32)
+    return kept * (1 / (1 - p)).to(x.dtype)
+
+
+def mix(*parts: int) -> int:
+    """Return 32 well-mixed bits of `parts` (the finalizer of SplitMix64, Steele et al. 2014), to seed a generator.
+
+    torch's CPU generator looks at 32 bits of its seed; seeds that differ by one would give related streams.
+    """
+    state = 0
+    for part in parts:
+        state = (state ^ part) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state & 0xFFFFFFFF

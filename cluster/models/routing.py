@@ -1,0 +1,150 @@
+"""Which adapter each row or token of a forward pass goes through.
+
+B = rows, T = tokens, K = slots of the bank, S = ranks of all adapters in the pass laid side by side.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from cluster.models.adapter_spec import AdapterSpec
+
+# Up to here one dense product over all adapters of the pass is cheaper than a product per adapter: it starts two
+# kernels instead of two per adapter, and with few tokens the time goes into reading the weights, not into arithmetic.
+MAX_DENSE_TOKENS = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rows:
+    """A training pass: equal contiguous blocks of rows, one per adapter."""
+
+    slots: tuple[int, ...]
+    """The slot of each block, in order."""
+    num_rows: int
+    scaling: torch.Tensor  # [blocks, 1, 1]
+    dropout: tuple[float, ...]
+    """Dropout of each row; empty when no row has any or the model does not train."""
+    dropout_keys: tuple[int, ...]
+    """Seed of each row's dropout; empty like `dropout`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """The tokens of one adapter, for passes too long for one dense product."""
+
+    ranks: slice
+    """Where the adapter's ranks are among the S."""
+    scaling: float
+    tokens: slice | torch.Tensor
+    """A slice where the tokens are contiguous, else their indices."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tokens:
+    """A serving pass: every token chooses its adapter, or none."""
+
+    slots: tuple[int, ...]
+    """The slots in the pass, ascending."""
+    ranks: tuple[int, ...]
+    """The rank of each."""
+    num_tokens: int
+    coefficients: torch.Tensor | None  # [T, S]: the scaling where token and rank belong together, else 0
+    segments: tuple[Segment, ...]
+    """Used where `coefficients` is None."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Routing:
+    """What the layers of one bank look at during a pass.
+
+    A plain attribute, not a context variable: autograd and continuous batching run layers in threads of their own,
+    which do not inherit the caller's context. So one bank runs one pass at a time.
+    """
+
+    current: Rows | Tokens | None = None
+    versions: dict[int, int] = field(default_factory=dict)
+    """Counts the changes of each slot, so that layers know when packed copies are out of date."""
+
+
+def route_rows(
+    slot_of_row: Sequence[int],
+    specs: Sequence[AdapterSpec | None],
+    *,
+    like: torch.Tensor,
+    training: bool,
+    dropout_keys: Sequence[int],
+) -> Rows:
+    """Return the routing of a pass over rows, for weights `like` these; no dropout unless `training`.
+
+    Raises:
+        ValueError: The rows of a slot are not one block, blocks differ in size, a slot is empty, keys are missing.
+    """
+    slots = tuple(dict.fromkeys(slot_of_row))
+    block = len(slot_of_row) // max(len(slots), 1)
+    if not slots or list(slot_of_row) != [slot for slot in slots for _ in range(block)]:
+        raise ValueError(f"rows must come in equal contiguous blocks per slot, got {list(slot_of_row)}")
+    chosen = [_occupied(specs, slot) for slot in slots]
+    dropout = tuple(spec.lora_dropout for spec in chosen for _ in range(block))
+    if not training or not any(dropout):
+        dropout, dropout_keys = (), ()
+    if len(dropout) != len(dropout_keys):
+        raise ValueError(f"{len(dropout)} rows with dropout need as many dropout_keys, got {len(dropout_keys)}")
+    return Rows(
+        slots=slots,
+        num_rows=len(slot_of_row),
+        scaling=torch.tensor([spec.scaling for spec in chosen], dtype=like.dtype, device=like.device).view(-1, 1, 1),
+        dropout=dropout,
+        dropout_keys=tuple(dropout_keys),
+    )
+
+
+def route_tokens(slot_of_token: torch.Tensor, specs: Sequence[AdapterSpec | None], *, like: torch.Tensor) -> Tokens:
+    """Return the routing of a serving pass over `slot_of_token` [T], -1 for the bare base, for weights `like` these.
+
+    Raises:
+        ValueError: A slot that holds no adapter.
+    """
+    slot_of_token = slot_of_token.to("cpu", torch.long).reshape(-1)
+    slots = tuple(sorted(set(slot_of_token.tolist()) - {-1}))
+    chosen = [_occupied(specs, slot) for slot in slots]
+    dense = len(slots) == 1 or len(slot_of_token) <= MAX_DENSE_TOKENS
+    return Tokens(
+        slots=slots,
+        ranks=tuple(spec.r for spec in chosen),
+        num_tokens=len(slot_of_token),
+        coefficients=_coefficients(slot_of_token, slots, chosen).to(like) if dense else None,
+        segments=() if dense else _segments(slot_of_token, slots, chosen, like.device),
+    )
+
+
+def _occupied(specs: Sequence[AdapterSpec | None], slot: int) -> AdapterSpec:
+    spec = specs[slot] if 0 <= slot < len(specs) else None
+    if spec is None:
+        raise ValueError(f"slot {slot} of {len(specs)} holds no adapter")
+    return spec
+
+
+def _coefficients(slot_of_token: torch.Tensor, slots: Sequence[int], specs: Sequence[AdapterSpec]) -> torch.Tensor:
+    slot_of_rank = torch.tensor([slot for slot, spec in zip(slots, specs, strict=True) for _ in range(spec.r)])
+    scaling = torch.tensor([spec.scaling for spec in specs for _ in range(spec.r)])
+    return (slot_of_token[:, None] == slot_of_rank[None, :]) * scaling
+
+
+def _segments(
+    slot_of_token: torch.Tensor, slots: Sequence[int], specs: Sequence[AdapterSpec], device: torch.device
+) -> tuple[Segment, ...]:
+    segments, start = [], 0
+    for slot, spec in zip(slots, specs, strict=True):
+        tokens = (slot_of_token == slot).nonzero().flatten()
+        first, last = int(tokens[0]), int(tokens[-1])
+        is_contiguous = last - first + 1 == len(tokens)
+        segments.append(
+            Segment(
+                ranks=slice(start, start + spec.r),
+                scaling=spec.scaling,
+                tokens=slice(first, last + 1) if is_contiguous else tokens.to(device),
+            )
+        )
+        start += spec.r
+    return tuple(segments)

@@ -1,0 +1,534 @@
+"""The adapter bank against PEFT: same logits, same gradients, same training, same files."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    StableLmConfig,
+    StableLmForCausalLM,
+)
+
+from cluster.errors import UserError
+from cluster.models.adapter_spec import AdapterSpec
+from cluster.models.bank import AdapterBank
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+}
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+LLAMA_TARGETS = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
+GPT2_TARGETS = ("c_attn", "c_proj", "c_fc")
+
+
+def tiny_llama() -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(**SIZES))
+
+
+def tiny_qwen2() -> PreTrainedModel:
+    return Qwen2ForCausalLM(Qwen2Config(**SIZES))
+
+
+def tiny_stablelm() -> PreTrainedModel:
+    return StableLmForCausalLM(StableLmConfig(**SIZES))
+
+
+def tiny_gpt2() -> PreTrainedModel:
+    # rates of GPT-2's own dropout, which would differ between a pack and a solo run
+    config = GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0)
+    return GPT2LMHeadModel(config)
+
+
+FAMILIES = [
+    pytest.param(tiny_llama, LLAMA_TARGETS, id="llama"),
+    pytest.param(tiny_qwen2, LLAMA_TARGETS, id="qwen2"),
+    pytest.param(tiny_stablelm, LLAMA_TARGETS, id="stablelm"),
+    pytest.param(tiny_gpt2, GPT2_TARGETS, id="gpt2"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("llama")
+    tiny_llama().save_pretrained(folder)
+    return folder
+
+
+def copy_of(model: PreTrainedModel) -> PreTrainedModel:
+    twin = type(model)(model.config)
+    twin.load_state_dict(model.state_dict())
+    return twin.eval()
+
+
+def filled(model: PreTrainedModel, spec: AdapterSpec, folder: Path, *, seed: int) -> Path:
+    """Save a PEFT adapter of `spec` with random A and B, made by PEFT alone."""
+    torch.manual_seed(seed)
+    peft = get_peft_model(copy_of(model), peft_config(spec))
+    for name, parameter in peft.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    peft.save_pretrained(str(folder))
+    return folder
+
+
+def peft_config(spec: AdapterSpec) -> LoraConfig:
+    return LoraConfig(
+        r=spec.r,
+        lora_alpha=spec.lora_alpha,
+        target_modules=list(spec.target_modules),
+        use_rslora=spec.use_rslora,
+        task_type="CAUSAL_LM",
+    )
+
+
+def some_ids(*shape: int, seed: int = 7) -> torch.Tensor:
+    return torch.randint(1, 96, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def logits(model: torch.nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
+    result: torch.Tensor = model(input_ids=input_ids).logits
+    return result
+
+
+@pytest.mark.parametrize(("make", "targets"), FAMILIES)
+def test_a_saved_adapter_gives_the_same_logits_in_plain_peft(
+    make: Callable[[], PreTrainedModel], targets: tuple[str, ...], tmp_path: Path
+) -> None:
+    model, input_ids = make().eval(), some_ids(2, 9)
+    peft_base = copy_of(model)
+    spec = AdapterSpec(r=3, lora_alpha=7, target_modules=targets, use_rslora=True)
+    bank = AdapterBank(model, num_slots=2, max_r=5, target_modules=targets)
+    bank.init_slot(1, spec, seed=4)
+    for layer in bank.layers.values():
+        torch.nn.init.normal_(layer.lora_B.data[1, :3], std=0.3)
+    bank.save_slot(1, tmp_path / "a", base_model_name_or_path="some/base", revision="abc")
+    with bank.rows([1, 1]), torch.no_grad():
+        ours = logits(model, input_ids)
+    with torch.no_grad():
+        base = logits(peft_base, input_ids)
+        theirs = logits(PeftModel.from_pretrained(peft_base, str(tmp_path / "a")), input_ids)
+    assert (ours - theirs).abs().max() <= 1e-4
+    assert (theirs - base).abs().max() > 1e-2
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("some/base", "abc")
+
+
+@pytest.mark.parametrize(("make", "targets"), FAMILIES)
+def test_one_adapter_trains_like_a_plain_peft_loop(
+    make: Callable[[], PreTrainedModel], targets: tuple[str, ...], tmp_path: Path
+) -> None:
+    model = make()
+    spec = AdapterSpec(r=4, lora_alpha=8, target_modules=targets)
+    folder = filled(model, spec, tmp_path / "start", seed=3)
+    peft = PeftModel.from_pretrained(copy_of(model), str(folder), is_trainable=True).train()
+    bank = AdapterBank(model.train(), num_slots=1, max_r=4, target_modules=targets)
+    bank.load_slot(0, folder)
+    theirs = train(peft, [p for p in peft.parameters() if p.requires_grad])
+    with bank.rows([0] * 3):
+        ours = train(model, list(bank.parameters()))
+    assert ours == pytest.approx(theirs, abs=1e-5)
+    assert theirs[-1] < theirs[0] - 0.02
+    grads = {name: p.grad for name, p in peft.named_parameters() if p.grad is not None}
+    assert len(grads) == len(list(bank.parameters()))
+    for name, layer in bank.layers.items():
+        assert layer.lora_A.grad is not None
+        assert layer.lora_B.grad is not None
+        torch.testing.assert_close(layer.lora_A.grad[0], grads[f"base_model.model.{name}.lora_A.default.weight"])
+        torch.testing.assert_close(layer.lora_B.grad[0].T, grads[f"base_model.model.{name}.lora_B.default.weight"])
+
+
+def train(model: torch.nn.Module, parameters: list[torch.nn.Parameter], *, steps: int = 5) -> list[float]:
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1)
+    losses = []
+    for step in range(steps):
+        input_ids = some_ids(3, 8, seed=step % 2)
+        optimizer.zero_grad()
+        loss = model(input_ids=input_ids, labels=input_ids).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize(("make", "targets"), FAMILIES)
+def test_each_adapter_of_a_pack_trains_as_if_alone(
+    make: Callable[[], PreTrainedModel], targets: tuple[str, ...]
+) -> None:
+    model = make()
+    specs = [
+        AdapterSpec(r=2, lora_alpha=8, target_modules=targets, lora_dropout=0.2),
+        AdapterSpec(r=5, lora_alpha=4, target_modules=targets[:2], use_rslora=True),
+        AdapterSpec(r=8, lora_alpha=16, target_modules=targets, lora_dropout=0.05),
+    ]
+    alone = [pack_losses(copy_of(model), [spec], targets, first=k)[0] for k, spec in enumerate(specs)]
+    together = pack_losses(copy_of(model), specs, targets)
+    for k in range(3):
+        assert together[k] == pytest.approx(alone[k], abs=1e-5)
+        assert abs(alone[k][4] - alone[k][0]) > 1e-3  # the same samples: training changed something
+
+
+def pack_losses(
+    model: PreTrainedModel, specs: list[AdapterSpec], targets: tuple[str, ...], *, first: int = 0
+) -> list[list[float]]:
+    """Train all `specs` at once, adapter k on data k of length 6 + k, and return each one's losses."""
+    bank = AdapterBank(model.train(), num_slots=len(specs), max_r=max(s.r for s in specs), target_modules=targets)
+    for k, spec in enumerate(specs):
+        bank.init_slot(k, spec, seed=first + k)
+    optimizer = torch.optim.AdamW(bank.parameters(), lr=1e-2, weight_decay=0.1)
+    width = 6 + first + len(specs) - 1
+    losses: list[list[float]] = [[] for _ in specs]
+    for step in range(6):
+        input_ids = torch.zeros(2 * len(specs), width, dtype=torch.long)
+        labels = torch.full_like(input_ids, -100)
+        for k in range(len(specs)):
+            length = 6 + first + k
+            row = some_ids(2, length, seed=100 * (first + k) + step % 2)
+            input_ids[2 * k : 2 * k + 2, :length] = labels[2 * k : 2 * k + 2, :length] = row
+        keys = [1000 * (first + k) + 10 * step + row for k in range(len(specs)) for row in range(2)]
+        with bank.rows([k for k in range(len(specs)) for _ in range(2)], dropout_keys=keys):
+            scores = logits(model, input_ids)
+            means = [
+                torch.nn.functional.cross_entropy(scores[rows, :-1].flatten(0, 1), labels[rows, 1:].flatten())
+                for rows in (slice(2 * k, 2 * k + 2) for k in range(len(specs)))
+            ]
+            optimizer.zero_grad()
+            torch.stack(means).sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        for k, mean in enumerate(means):
+            losses[k].append(mean.item())
+    for layer in bank.layers.values():
+        for k, spec in enumerate(specs):
+            assert not layer.lora_A.data[k, spec.r :].any()
+            assert not layer.lora_B.data[k, spec.r :].any()
+    return losses
+
+
+def test_ranks_beyond_an_adapters_own_and_modules_it_does_not_target_stay_zero() -> None:
+    model = tiny_llama()
+    bank = AdapterBank(model.train(), num_slots=2, max_r=6, target_modules=LLAMA_TARGETS)
+    bank.init_slot(0, AdapterSpec(r=2, lora_alpha=4, target_modules=("q_proj",)), seed=0)
+    bank.init_slot(1, AdapterSpec(r=6, lora_alpha=4, target_modules=LLAMA_TARGETS), seed=0)
+    with bank.rows([0, 1, 1][:2]):
+        optimizer = torch.optim.AdamW(bank.parameters(), lr=0.1, weight_decay=0.5)
+        for step in range(3):
+            input_ids = some_ids(2, 8, seed=step)
+            optimizer.zero_grad()
+            model(input_ids=input_ids, labels=input_ids).loss.backward()
+            optimizer.step()
+    for name, layer in bank.layers.items():
+        used = 2 if name.endswith("q_proj") else 0
+        assert not layer.lora_A.data[0, used:].any()
+        assert not layer.lora_B.data[0, used:].any()
+        assert layer.lora_B.data[1].all(dim=1).any()
+        assert bool(layer.lora_B.data[0].any()) == (used > 0)
+
+
+def test_rows_may_use_some_of_the_slots_in_any_order(tmp_path: Path) -> None:
+    model, input_ids = tiny_llama().eval(), some_ids(4, 6)
+    spec = AdapterSpec(r=3, lora_alpha=6, target_modules=ATTENTION)
+    folders = [filled(model, spec, tmp_path / str(k), seed=k) for k in range(3)]
+    bank = AdapterBank(model, num_slots=4, max_r=3, target_modules=ATTENTION)
+    for k, folder in enumerate(folders):
+        bank.load_slot(k, folder)
+    with torch.no_grad():
+        with bank.rows([2, 2, 0, 0]):
+            mixed = logits(model, input_ids)
+        with bank.rows([2, 2]):
+            torch.testing.assert_close(mixed[:2], logits(model, input_ids[:2]))
+        with bank.rows([0, 0]):
+            torch.testing.assert_close(mixed[2:], logits(model, input_ids[2:]))
+    assert (mixed[:2] - mixed[2:]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("num_tokens", [12, 200], ids=["dense", "segments"])
+@pytest.mark.parametrize(("make", "targets"), FAMILIES)
+def test_tokens_of_mixed_adapters_equal_peft_and_the_bare_base_is_bit_equal(
+    make: Callable[[], PreTrainedModel], targets: tuple[str, ...], num_tokens: int, tmp_path: Path
+) -> None:
+    model = make().eval()
+    base = copy_of(model)
+    specs = [
+        AdapterSpec(r=2, lora_alpha=8, target_modules=targets),
+        AdapterSpec(r=5, lora_alpha=5, target_modules=targets[:1]),
+    ]
+    folders = [filled(model, spec, tmp_path / str(k), seed=k) for k, spec in enumerate(specs)]
+    bank = AdapterBank(model, num_slots=4, max_r=8, target_modules=targets)
+    bank.load_slot(0, folders[0])
+    bank.load_slot(3, folders[1])
+    # One layer at a time: attention would mix tokens, which continuous batching keeps apart and this test does not.
+    name = next(name for name in bank.layers if name.endswith(targets[0]))
+    layer = bank.layers[name]
+    x = torch.randn(1, num_tokens, layer.lora_A.shape[2])
+    slot_of_token = torch.tensor([(-1, 0, 3, 3)[i * 4 // num_tokens] for i in range(num_tokens)])
+    slot_of_token[num_tokens // 2 :: 3] = 0  # now the tokens of slot 3 are scattered
+    with bank.tokens(slot_of_token):
+        mixed = layer(x)
+    with torch.no_grad():
+        expected = {-1: base.get_submodule(name)(x)}
+        for slot, folder in ((0, folders[0]), (3, folders[1])):
+            peft = PeftModel.from_pretrained(copy_of(base), str(folder))
+            expected[slot] = peft.base_model.model.get_submodule(name)(x)
+    for slot in (-1, 0, 3):
+        mine = slot_of_token == slot
+        torch.testing.assert_close(mixed[:, mine], expected[slot][:, mine], rtol=1e-5, atol=1e-5)
+    bare = slot_of_token == -1
+    assert bare.any()
+    assert torch.equal(mixed[:, bare], expected[-1][:, bare])
+    with bank.tokens(torch.full((num_tokens,), -1)):
+        assert torch.equal(layer(x), expected[-1])
+    assert torch.equal(layer(x), expected[-1])
+
+
+def test_tokens_of_one_adapter_give_pefts_logits_for_a_whole_prompt(tmp_path: Path) -> None:
+    model, input_ids = tiny_llama().eval(), some_ids(1, 80)
+    spec = AdapterSpec(r=4, lora_alpha=8, target_modules=LLAMA_TARGETS)
+    folder = filled(model, spec, tmp_path / "a", seed=5)
+    peft = PeftModel.from_pretrained(copy_of(model), str(folder))
+    bank = AdapterBank(model, num_slots=3, max_r=8, target_modules=LLAMA_TARGETS)
+    bank.load_slot(2, folder)
+    with bank.tokens(torch.full((80,), 2)):
+        ours = logits(model, input_ids)
+    with torch.no_grad():
+        assert (ours - logits(peft, input_ids)).abs().max() <= 1e-4
+
+
+def test_a_slot_loaded_anew_is_used_at_once(tmp_path: Path) -> None:
+    model, input_ids = tiny_llama().eval(), some_ids(1, 6)
+    spec = AdapterSpec(r=2, lora_alpha=8, target_modules=ATTENTION)
+    old, new = (filled(model, spec, tmp_path / name, seed=seed) for seed, name in enumerate(("old", "new")))
+    bank = AdapterBank(model, num_slots=1, max_r=2, target_modules=ATTENTION)
+    seen = []
+    for folder in (old, new, old):
+        bank.load_slot(0, folder)
+        with bank.tokens(torch.zeros(6, dtype=torch.long)):
+            seen.append(logits(model, input_ids))
+    assert torch.equal(seen[0], seen[2])
+    assert (seen[0] - seen[1]).abs().max() > 1e-3
+
+
+def test_a_4_bit_base_gives_pefts_logits_and_gradients(llama_folder: Path, tmp_path: Path) -> None:
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+
+    def load() -> PreTrainedModel:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(llama_folder, quantization_config=config)
+        return model
+
+    spec = AdapterSpec(r=4, lora_alpha=8, target_modules=LLAMA_TARGETS)
+    folder = filled(AutoModelForCausalLM.from_pretrained(llama_folder), spec, tmp_path / "a", seed=2)
+    peft = PeftModel.from_pretrained(load(), str(folder), is_trainable=True).train()
+    model = load().train()
+    bank = AdapterBank(model, num_slots=2, max_r=4, target_modules=LLAMA_TARGETS)
+    bank.load_slot(0, folder)
+    bank.load_slot(1, folder)
+    input_ids = some_ids(2, 8)
+    theirs = peft(input_ids=input_ids, labels=input_ids).loss
+    theirs.backward()
+    with bank.rows([0, 1]):
+        ours = model(input_ids=input_ids, labels=input_ids).loss
+        ours.backward()
+    assert ours.item() == pytest.approx(theirs.item(), abs=1e-5)
+    grads = {name: p.grad for name, p in peft.named_parameters() if p.grad is not None}
+    for name, layer in bank.layers.items():
+        assert layer.lora_A.grad is not None
+        expected = grads[f"base_model.model.{name}.lora_A.default.weight"]
+        # each row has a slot of its own here, one adapter shares both there
+        torch.testing.assert_close(layer.lora_A.grad.sum(0), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_bases_keep_float32_adapters_as_peft_does(tmp_path: Path) -> None:
+    model, input_ids = tiny_llama().to(torch.bfloat16).eval(), some_ids(2, 6)
+    spec = AdapterSpec(r=4, lora_alpha=8, target_modules=LLAMA_TARGETS)
+    folder = filled(model, spec, tmp_path / "a", seed=2)
+    peft = PeftModel.from_pretrained(copy_of(model).to(torch.bfloat16), str(folder))
+    bank = AdapterBank(model, num_slots=2, max_r=4, target_modules=LLAMA_TARGETS)
+    bank.load_slot(0, folder)
+    bank.load_slot(1, folder)
+    with torch.no_grad():
+        expected = logits(peft, input_ids)
+        with bank.rows([0, 1]):
+            rows = logits(model, input_ids)
+        with bank.tokens(torch.tensor([0, 1] * 6)):
+            tokens = logits(model, input_ids)
+    # 8 bits of mantissa, values near 1
+    torch.testing.assert_close(rows, expected, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(tokens, expected, rtol=0.02, atol=0.02)
+
+
+def test_a_new_adapter_depends_on_its_seed_alone() -> None:
+    spec = AdapterSpec(r=3, lora_alpha=6, target_modules=("v_proj", "q_proj"))
+    small = AdapterBank(tiny_llama(), num_slots=1, max_r=3, target_modules=("q_proj", "v_proj"))
+    large = AdapterBank(tiny_llama(), num_slots=5, max_r=9, target_modules=LLAMA_TARGETS)
+    small.init_slot(0, spec, seed=11)
+    large.init_slot(0, spec, seed=12)
+    large.init_slot(4, spec, seed=11)
+    for name, layer in small.layers.items():
+        twin = large.layers[name].lora_A.data
+        assert torch.equal(layer.lora_A.data[0], twin[4, :3])
+        assert not torch.equal(twin[0, :3], twin[4, :3])
+        assert not layer.lora_B.data.any()
+        # Kaiming's bound with a = sqrt(5) is 1 / sqrt(d_in)
+        assert layer.lora_A.data.abs().max() <= 32**-0.5
+        assert layer.lora_A.data.abs().max() > 0.8 * 32**-0.5
+
+
+def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
+    model = tiny_llama().train()
+    bank = AdapterBank(model, num_slots=2, max_r=1, target_modules=("q_proj",))
+    bank.init_slot(0, AdapterSpec(r=1, lora_alpha=1, target_modules=("q_proj",), lora_dropout=0.25), seed=0)
+    bank.init_slot(1, AdapterSpec(r=1, lora_alpha=1, target_modules=("q_proj",)), seed=0)
+    layer = next(iter(bank.layers.values()))
+    layer.base_layer.weight.data.zero_()  # type: ignore[operator]
+    layer.lora_A.data.fill_(1.0)
+    layer.lora_B.data.fill_(1.0)
+    with bank.rows([0, 1], dropout_keys=[5, 6]):
+        out = layer(torch.ones(2, 4000, 32))[..., 0]
+        again = layer(torch.ones(2, 1000, 32))[..., 0]
+    kept = out[0] * 0.75  # how many of the 32 inputs stayed
+    # 128,000 draws: the standard error of the share is 0.0012
+    assert kept.sum().item() / (4000 * 32) == pytest.approx(0.75, abs=0.006)
+    assert kept.std().item() == pytest.approx((32 * 0.25 * 0.75) ** 0.5, rel=0.05)
+    assert torch.equal(out[1], torch.full((4000,), 32.0))
+    assert torch.equal(again[0], out[0, :1000])
+    with pytest.raises(ValueError, match="need as many dropout_keys, got 0"), bank.rows([0, 1]):
+        pass
+
+
+def test_gradient_checkpointing_recomputes_the_same_dropout() -> None:
+    gradients = []
+    start = tiny_llama()
+    for checkpointing in (False, True):
+        model = copy_of(start).train()
+        bank = AdapterBank(model, num_slots=1, max_r=2, target_modules=LLAMA_TARGETS)
+        bank.init_slot(0, AdapterSpec(r=2, lora_alpha=4, target_modules=LLAMA_TARGETS, lora_dropout=0.3), seed=1)
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        input_ids = some_ids(2, 8)
+        with bank.rows([0, 0], dropout_keys=[1, 2]):
+            model(input_ids=input_ids, labels=input_ids).loss.backward()
+        gradients.append([p.grad for p in bank.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed)
+
+
+def test_only_adapters_learn_and_nothing_below_the_first_needs_gradients() -> None:
+    model = tiny_llama()
+    bank = AdapterBank(model, num_slots=1, max_r=2, target_modules=("down_proj",))
+    trainable = {id(p) for p in model.parameters() if p.requires_grad}
+    assert trainable == {id(p) for p in bank.parameters()}
+    bank.init_slot(0, AdapterSpec(r=2, lora_alpha=4, target_modules=("down_proj",)), seed=0)
+    seen: list[bool] = []
+    model.get_submodule("model.layers.0.mlp.down_proj").register_forward_pre_hook(
+        lambda _module, args: seen.append(args[0].requires_grad)
+    )
+    with bank.rows([0]):
+        model(input_ids=some_ids(1, 4))
+    assert seen == [False]
+
+
+def broken(folder: Path, **changes: object) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+REFUSED = [
+    ({"use_dora": True}, "use_dora"),
+    ({"bias": "all"}, "bias"),
+    ({"lora_bias": True}, "lora_bias"),
+    ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+    ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
+    ({"alpha_pattern": {"q_proj": 8}}, "alpha_pattern"),
+    ({"layers_to_transform": [1]}, "layers_to_transform"),
+    ({"init_lora_weights": "pissa"}, "init_lora_weights"),
+    ({"peft_type": "IA3"}, "peft_type"),
+    ({"something_of_next_year": 1}, "something_of_next_year"),
+    ({"target_modules": "all-linear"}, "target_modules"),
+    ({"r": 16}, "r is 16; this bank holds ranks up to 4"),
+    ({"r": 3}, r"is \(2, 32\), not \(3, 32\)"),
+    ({"target_modules": ["q_proj", "gate_proj"]}, "gate_proj; this bank adapts k_proj, o_proj, q_proj, v_proj"),
+    ({"target_modules": ["q_proj"]}, "belongs to no target module"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED)
+def test_what_the_bank_cannot_hold_is_refused_by_name(changes: dict[str, object], message: str, tmp_path: Path) -> None:
+    model = tiny_llama()
+    folder = filled(model, AdapterSpec(r=2, lora_alpha=4, target_modules=ATTENTION), tmp_path / "a", seed=0)
+    bank = AdapterBank(model, num_slots=1, max_r=4, target_modules=ATTENTION)
+    before = bank.load_slot(0, folder)
+    weight = next(bank.parameters()).clone()
+    broken(folder, **changes)
+    with pytest.raises(UserError, match=message) as caught:
+        bank.load_slot(0, folder)
+    assert "\n" not in str(caught.value)
+    assert bank.specs == (before,)
+    assert torch.equal(weight, next(bank.parameters()))
+
+
+def test_broken_adapter_folders_are_one_line_errors(tmp_path: Path) -> None:
+    model = tiny_llama()
+    folder = filled(model, AdapterSpec(r=2, lora_alpha=4, target_modules=ATTENTION), tmp_path / "a", seed=0)
+    bank = AdapterBank(model, num_slots=1, max_r=4, target_modules=ATTENTION)
+    weights = folder / "adapter_model.safetensors"
+    content = weights.read_bytes()
+    tensors = load(content)
+
+    def refused() -> str:
+        with pytest.raises(UserError) as caught:
+            bank.load_slot(0, folder)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    weights.write_bytes(content[: len(content) // 2])
+    assert "broken one" in refused()
+    weights.unlink()
+    assert "cannot read it" in refused()
+    save_file(tensors | {"base_model.model.lm_head.weight": torch.ones(2)}, weights)
+    assert "tensor base_model.model.lm_head.weight" in refused()
+    name, _ = tensors.popitem()
+    save_file(tensors, weights)
+    assert f"{name.removeprefix('base_model.model.')} is missing" in refused()
+    (folder / "adapter_config.json").write_text("{")
+    assert "file: Invalid JSON" in refused()
+    (folder / "adapter_config.json").unlink()
+    assert "is" in refused()
+    assert bank.specs == (None,)
+
+
+def test_uneven_rows_empty_slots_and_unknown_targets_are_refused() -> None:
+    with pytest.raises(LookupError, match=r"no linear layer is called c_attn; .*q_proj"):
+        AdapterBank(tiny_llama(), num_slots=1, max_r=2, target_modules=("c_attn",))
+    bank = AdapterBank(tiny_llama(), num_slots=3, max_r=2, target_modules=("q_proj",))
+    spec = AdapterSpec(r=2, lora_alpha=4, target_modules=("q_proj",))
+    bank.init_slot(0, spec, seed=0)
+    bank.init_slot(1, spec, seed=0)
+    for rows in ([0, 0, 1], [0, 1, 0, 1], [2], [3], []):
+        with pytest.raises(ValueError, match=r"equal contiguous blocks|holds no adapter"), bank.rows(rows):
+            pass
+    with pytest.raises(ValueError, match="holds no adapter"), bank.tokens(torch.tensor([0, 2])):
+        pass
