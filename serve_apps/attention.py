@@ -1,0 +1,190 @@
+"""Attention of a continuous batch, request by request, for devices without flash attention.
+
+transformers' own sdpa path lays all requests end to end and masks what is not theirs: its cost grows with the square
+of the batch, and so does its mask. Here decoding requests of similar length share one padded product, and each
+prompt gets its own.
+
+B = requests, H = heads, G = query heads per key/value head, T = query tokens, S = cached tokens, D = head size.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedConfig
+from transformers.generation.continuous_batching.cache import PagedAttentionCache, group_layers_by_attn_type
+
+NAME = "kajiya_paged"
+"""What `set_attn_implementation` calls it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoding:
+    """Requests with one new token each, padded to the longest among them."""
+
+    rows: torch.Tensor  # [B]: their places among the query tokens
+    num_cached: int
+    """S, of the longest."""
+    keys: slice
+    """Their B x S places among the keys read."""
+    mask: torch.Tensor | None  # [B, 1, 1, S], added to the scores; None where all are equally long
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """One request with several new tokens."""
+
+    rows: slice
+    keys: slice
+    mask: torch.Tensor | None  # [1, 1, T, S], added to the scores; None where plain causal attention does
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """How one forward pass is cut into products; the same for all its layers."""
+
+    parts: tuple[Decoding | Prompt, ...]
+    read_index: torch.Tensor
+    """Where in the cache the keys of all parts lie, in their order; empty when nothing was cached before."""
+
+
+class PerRequestAttention:
+    """The attention function that transformers calls in every layer."""
+
+    def __init__(self) -> None:
+        # The lists in a pass's arguments are the same objects in all of its layers, and hold the pass together.
+        self._source: list[torch.Tensor] | None = None
+        self._layout = Layout(parts=(), read_index=torch.empty(0, dtype=torch.long))
+
+    def __call__(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,  # [1, H, T, D]
+        key: torch.Tensor,  # [1, H / G, T, D]
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,  # noqa: ARG002 (the interface's; the layout replaces it)
+        *,
+        scaling: float | None = None,
+        cache: PagedAttentionCache,
+        cu_seq_lens_q: torch.Tensor,
+        cu_seq_lens_k: dict[str, torch.Tensor],
+        read_index: list[torch.Tensor],
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """Return the attention output [1, T, H, D]; keys and values of the pass are written into the cache."""
+        if read_index is not self._source:
+            (lengths,) = cu_seq_lens_k.values()
+            self._layout = lay_out(cu_seq_lens_q.tolist(), lengths.tolist(), read_index[0], query.dtype)
+            self._source = read_index
+        layout = self._layout
+        update = {**kwargs, "cu_seq_lens_k": cu_seq_lens_k, "read_index": [layout.read_index]}
+        keys, values = cache.update(key, value, module.layer_idx, update)  # [1, H / G, keys read, D]
+        output = torch.empty_like(query.transpose(1, 2))
+        for part in layout.parts:
+            attend = _decode if isinstance(part, Decoding) else _prefill
+            attend(part, query, keys, values, scaling, output)  # type: ignore[arg-type]
+        return output, None
+
+
+def supports(config: PreTrainedConfig) -> bool:
+    """Return whether every layer is plain full attention, without sinks, soft caps or position biases."""
+    is_full = set(group_layers_by_attn_type(config)) == {"full_attention"}
+    extras = ("attn_logit_softcapping", "position_bias", "alibi", "attention_sink")
+    return is_full and not any(getattr(config, extra, None) for extra in extras)
+
+
+def register() -> None:
+    """Make the function known to transformers under `NAME`, with a state of its own."""
+    AttentionInterface.register(NAME, PerRequestAttention())
+
+
+def lay_out(bounds_q: list[int], bounds_k: list[int], read_index: torch.Tensor, dtype: torch.dtype) -> Layout:
+    """Return the parts of a pass with the query tokens and keys of request i within `bounds[i]` and `bounds[i + 1]`.
+
+    Decoding requests share a part when their lengths have the same power of two: padding at most doubles the work.
+    """
+    requests = [(q, q_end, k, k_end) for (q, q_end), (k, k_end) in zip(pairwise(bounds_q), pairwise(bounds_k), strict=True)]
+    if not len(read_index):  # nothing cached: keys and values are those of this pass, in its order
+        whole = (Prompt(rows=slice(q, q_end), keys=slice(k, k_end), mask=None) for q, q_end, k, k_end in requests)
+        return Layout(parts=tuple(whole), read_index=read_index)
+    groups: dict[int, list[tuple[int, int, int]]] = {}
+    prompts = []
+    for q, q_end, k, k_end in requests:
+        if q_end - q == 1:
+            groups.setdefault((k_end - k - 1).bit_length(), []).append((q, k, k_end))
+        else:
+            prompts.append((q, q_end, k, k_end))
+    parts: list[Decoding | Prompt] = []
+    indices: list[torch.Tensor] = []
+    start = 0
+    for group in groups.values():
+        part, index = _group(group, start, read_index, dtype)
+        parts.append(part)
+        indices.append(index)
+        start = part.keys.stop
+    for q, q_end, k, k_end in prompts:
+        mask = _causal_mask(q_end - q, k_end - k, read_index.device, dtype)
+        parts.append(Prompt(rows=slice(q, q_end), keys=slice(start, start + k_end - k), mask=mask))
+        indices.append(read_index[k:k_end])
+        start += k_end - k
+    return Layout(parts=tuple(parts), read_index=torch.cat(indices))
+
+
+def _group(
+    group: list[tuple[int, int, int]], start: int, read_index: torch.Tensor, dtype: torch.dtype
+) -> tuple[Decoding, torch.Tensor]:
+    device = read_index.device
+    rows, first, last = torch.tensor(group, device=device).T  # [B] each
+    num_cached = max(end - begin for _, begin, end in group)
+    places = first[:, None] + torch.arange(num_cached, device=device)  # [B, S]
+    beyond = places >= last[:, None]
+    index = read_index[torch.minimum(places, last[:, None] - 1)].flatten()  # padding repeats a request's last key
+    mask = None
+    if any(end - begin != num_cached for _, begin, end in group):
+        mask = torch.zeros(places.shape, dtype=dtype, device=device).masked_fill_(beyond, float("-inf"))[:, None, None]
+    return Decoding(rows=rows, num_cached=num_cached, keys=slice(start, start + len(index)), mask=mask), index
+
+
+def _causal_mask(num_new: int, num_cached: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor | None:
+    if num_new == num_cached:
+        return None
+    seen = torch.ones(num_new, num_cached, dtype=torch.bool, device=device).tril(num_cached - num_new)
+    return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))[None, None]
+
+
+def _decode(
+    part: Decoding, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None, out: torch.Tensor
+) -> None:
+    num, num_kv, size = len(part.rows), keys.shape[1], query.shape[-1]
+    is_all = num == query.shape[2]
+    chosen = query[0].transpose(0, 1) if is_all else query[0][:, part.rows].transpose(0, 1)  # [B, H, D]
+    # A decoding token sees all of its request, so the G heads of a key/value head are G rows of one product.
+    chosen = chosen.reshape(num, num_kv, -1, size)  # [B, H / G, G, D]
+    shape = (num, part.num_cached, num_kv, size)
+    key, value = (x[0].transpose(0, 1)[part.keys].view(shape).transpose(1, 2) for x in (keys, values))
+    mask = None if part.mask is None else part.mask.expand(-1, -1, chosen.shape[2], -1)
+    result = scaled_dot_product_attention(chosen, key, value, attn_mask=mask, scale=scaling)
+    flat = result.reshape(num, -1, size)
+    if is_all:
+        out[0] = flat
+    else:
+        out[0, part.rows] = flat
+
+
+def _prefill(
+    part: Prompt, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None, out: torch.Tensor
+) -> None:
+    result = scaled_dot_product_attention(
+        query[:, :, part.rows],
+        keys[:, :, part.keys],
+        values[:, :, part.keys],
+        attn_mask=part.mask,
+        is_causal=part.mask is None,
+        scale=scaling,
+        enable_gqa=query.shape[1] != keys.shape[1],
+    )
+    out[:, part.rows] = result.transpose(1, 2)
+

@@ -1,0 +1,199 @@
+"""The transformers engine: one model, one continuous batch, many requests and adapters in it."""
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
+from transformers.generation.continuous_batching import ContinuousBatchingManager
+from transformers.generation.continuous_batching.requests import GenerationOutput
+
+from cluster.models.bank import AdapterBank
+from serve_apps import attention
+from serve_apps.sampling import ROUTE, BatchSampler, Route, Sampling
+
+PAGE_SIZE = 32
+"""Tokens per cache block; transformers' 256 would leave most of a short request's block empty."""
+
+
+class EngineStopped(RuntimeError):
+    """The generation thread is not running any more; the replica has to be replaced."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineLimits:
+    """What one engine holds at a time."""
+
+    max_model_len: int
+    """Tokens of prompt and answer together."""
+    max_num_seqs: int
+    """Requests in the batch; more wait."""
+    max_batch_tokens: int
+    """Tokens in one forward pass; longer prompts are read in pieces."""
+    kv_cache_tokens: int
+    """Tokens in the cache, over all requests."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """New tokens of one request."""
+
+    token_ids: list[int]
+    is_finished: bool
+    error: str | None = None
+
+
+class _Manager(ContinuousBatchingManager):
+    """transformers' manager, with our attention and the adapters of each pass around its forward call."""
+
+    adapters_of_pass: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    def switch_to_cb_friendly_attn(self, model: PreTrainedModel, auto_switch_to_flash: bool = True) -> None:  # noqa: FBT001, FBT002
+        """Take the per-request attention on a CPU, and what transformers thinks best elsewhere."""
+        if model.device.type == "cpu" and attention.supports(model.config.get_text_config()):
+            attention.register()
+            model.set_attn_implementation(attention.NAME)
+        else:
+            super().switch_to_cb_friendly_attn(model, auto_switch_to_flash)
+
+    def _generation_step(self) -> None:
+        # Between `prepare_next_batch` and this call nothing else runs, so the sampler knows exactly this pass.
+        with self.adapters_of_pass():
+            super()._generation_step()
+
+
+class Engine:
+    """Runs requests on `model` from a thread of its own; all methods are called from one event loop."""
+
+    def __init__(self, model: PreTrainedModel, limits: EngineLimits) -> None:
+        self.model = model
+        self.limits = limits
+        self._bank: AdapterBank | None = None
+        self._sampler = BatchSampler()
+        self._pausing = threading.Lock()
+        # Greedy with every stop token removed: choices are the sampler's, stop tokens each request's own.
+        self._manager = _Manager(model, GenerationConfig(do_sample=False, eos_token_id=-1), _config(limits))
+        self._manager.logit_processor = self._sampler
+        self._manager.adapters_of_pass = self._adapters_of_pass
+
+    def start(self) -> None:
+        """Start the generation thread."""
+        self._manager.start()
+
+    def stop(self) -> None:
+        """Stop the generation thread; requests in flight end with an error."""
+        if self._manager.is_running():
+            self._manager.stop(block=True, hard_stop=True)
+
+    def check_health(self) -> None:
+        """Raise `EngineStopped` when no request can be answered any more."""
+        status = self._manager.background_thread_status
+        if not self._manager.is_running() or status.fatal_error is not None:
+            raise EngineStopped(f"the generation thread has stopped: {status.fatal_error or 'no error recorded'}")
+
+    def submit(
+        self,
+        request_id: str,
+        prompt_ids: list[int],
+        *,
+        max_tokens: int,
+        stop_token_ids: list[int],
+        sampling: Sampling,
+        slot: int,
+        on_progress: Callable[[Progress], None],
+        is_streaming: bool = True,
+    ) -> None:
+        """Add a request; `on_progress` is called on the running event loop, for every token or, if not streaming, once.
+
+        Raises:
+            EngineStopped: the generation thread is gone.
+        """
+        seen = 0
+
+        def forward(output: GenerationOutput) -> None:
+            nonlocal seen
+            new, seen = output.generated_tokens[seen:], len(output.generated_tokens)
+            on_progress(Progress(token_ids=new, is_finished=output.is_finished(), error=output.error))
+
+        self._manager.register_result_handler(request_id, forward)
+        accepted = self._manager.add_request(
+            prompt_ids,
+            request_id=request_id,
+            max_new_tokens=max_tokens,
+            streaming=is_streaming,
+            eos_token_id=stop_token_ids,
+            **{ROUTE: Route(slot=slot, sampling=sampling)},
+        )
+        if accepted is None:
+            self._forget(request_id)
+            self.check_health()
+            raise EngineStopped("the generation thread takes no more requests")
+
+    def cancel(self, request_id: str) -> None:
+        """Take a request out of the batch before its next pass; its `on_progress` is not called any more."""
+        self._forget(request_id)
+        self._manager.cancel_request(request_id)
+
+    def _forget(self, request_id: str) -> None:
+        # transformers drops the handler of a finished request, not that of a cancelled one.
+        with self._manager.output_router._lock:
+            self._manager.output_router.result_handlers.pop(request_id, None)
+
+    def num_active_requests(self) -> int:
+        """Return how many requests are in the batch or wait for it."""
+        processor = self._manager.batch_processor
+        queued = self._manager.input_queue.qsize()
+        if processor is None:
+            return queued
+        return queued + len(processor.scheduler.active_requests) + len(processor.scheduler.waiting_requests)
+
+    @property
+    def bank(self) -> AdapterBank | None:
+        """Return the adapters of this engine; None until `attach_bank`."""
+        return self._bank
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Hold the batch between two passes, so that weights can be changed; requests in flight go on after."""
+        with self._pausing, self._manager.pause():
+            yield
+
+    def attach_bank(self, *, num_slots: int, max_r: int, target_modules: tuple[str, ...]) -> AdapterBank:
+        """Give the model slots for adapters, once; blocks until the pass that is running is over."""
+        with self.paused():
+            if self._bank is None:
+                self._bank = AdapterBank(
+                    self.model,
+                    num_slots=num_slots,
+                    max_r=max_r,
+                    target_modules=target_modules,
+                    dtype=self.model.dtype,
+                )
+            return self._bank
+
+    def _adapters_of_pass(self) -> AbstractContextManager[None]:
+        slots = self._sampler.slot_of_token
+        if self._bank is None or not bool((slots >= 0).any()):
+            return nullcontext()
+        return self._bank.tokens(slots)
+
+
+def _config(limits: EngineLimits) -> ContinuousBatchingConfig:
+    return ContinuousBatchingConfig(
+        page_size=PAGE_SIZE,
+        # Without these two the cache takes most of the RAM there is, and a pass reserves 8192 tokens.
+        num_blocks=math.ceil(limits.kv_cache_tokens / PAGE_SIZE) + limits.max_num_seqs,  # each ends in a partial block
+        max_batch_tokens=max(limits.max_batch_tokens, limits.max_num_seqs),
+        max_requests_per_batch=limits.max_num_seqs,
+        # The same tokens under two adapters have different keys and values; transformers' block hashes do not know.
+        allow_block_sharing=False,
+        # Both would run the sampler's Python once and replay its kernels for other requests.
+        use_async_batching=False,
+        use_cuda_graph=False,
+        # Admission is bounded by max_num_seqs already, and a margin would keep the last requests waiting.
+        safety_margin=0.0,
+    )
+
