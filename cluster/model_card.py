@@ -1,11 +1,9 @@
-"""What is known about one base model: the facts of its `config.json` and the counts that follow from them."""
+"""What is known about one base model: the facts of its `config.json`, and the counts that follow from them."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-Architecture = str
-"""A class name of transformers, such as `LlamaForCausalLM`."""
+from cluster.architectures import ARCHITECTURES, Architecture
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "nf4", "gptq"]
 """How the weights of the linears are held in memory: what is really loaded, not what a rule asked for."""
@@ -13,21 +11,16 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "nf4", "gptq"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Linear:
-    """One kind of linear layer: `out_features x in_features` weights, `count` times in the whole model."""
+    """One kind of linear layer, `count` times in the model: weights `[out_features, in_features]`."""
 
     name: str
     in_features: int
     out_features: int
     count: int
-    has_bias: bool = False
 
     def num_weights(self) -> int:
         """Return in x out, summed over all layers; biases are not counted."""
         return self.in_features * self.out_features * self.count
-
-    def num_biases(self) -> int:
-        """Return the bias values over all layers."""
-        return self.out_features * self.count if self.has_bias else 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,9 +38,8 @@ class ModelCard:
     source: str
     """Where the row's numbers come from."""
 
-    architecture: Architecture
-    model_type: str
-    """`model_type` as transformers registers it, after any mapping (`stablelm_epoch` is `stablelm`)."""
+    architecture: str
+    """Class name in transformers, a key of `ARCHITECTURES`."""
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -59,7 +51,7 @@ class ModelCard:
     max_position_embeddings: int
     tie_word_embeddings: bool
     attention_bias: bool = False
-    """Whether q, k and v carry a bias (Qwen2: yes); `attention_output_bias` tells it of o."""
+    """Whether q, k and v carry a bias (Qwen2: yes)."""
     attention_output_bias: bool = False
     mlp_bias: bool = False
     lm_head_bias: bool = False
@@ -67,7 +59,7 @@ class ModelCard:
     """Experts per layer; 0 is a dense model."""
     num_experts_per_tok: int = 0
     config_mapping: tuple[tuple[str, str], ...] = ()
-    """Keys of the published `config.json` and the names transformers knows them by (old key, new key)."""
+    """Keys of the published `config.json` that transformers knows by another name: (published, transformers)."""
     checkpoint_quantization: str | None = None
     """`quant_method` of a checkpoint that is published quantized ("gptq", "bitsandbytes"); None = 16 or 32 bit."""
     checkpoint_bits: int | None = None
@@ -80,45 +72,115 @@ class ModelCard:
     """Arguments that `AutoTokenizer.from_pretrained` needs for this model."""
     chat_template: str | None = None
     """Jinja source; None = the tokenizer brings its own."""
+    has_tokenizer_chat_template: bool = True
+    """Whether the published tokenizer has a template; False with `chat_template=None` cannot chat."""
     stop_token_ids: tuple[int, ...] = ()
 
     languages: tuple[str, ...] = ()
     notes_ja: tuple[str, ...] = ()
     """The specification's own lines about this model, in its words."""
     spec_vram_gb: tuple[tuple[str, int], ...] = ()
-    """The specification's memory labels, such as (("float16", 28), ("8bit", 14)). A label: the plan computes its own."""
+    """The specification's memory labels, such as (("float16", 28), ("8bit", 14)); the plan computes its own."""
     recommended_precision: Precision | None = None
     """The specification's quantization for this model, where it names one."""
     is_quantization_required: bool = False
     """Whether the specification writes 必須 (required) rather than 推奨 (recommended)."""
     is_cpu_offload_required: bool = False
+    is_gguf_convertible: bool = True
+    """Whether llama.cpp's converter takes it; a tokenizer can be the obstacle as well as the architecture."""
 
-    is_vllm_servable: bool = False
-    """Whether vLLM 0.29 has this architecture (`vllm/model_executor/models/registry.py`)."""
-    is_vllm_lora_servable: bool = False
-    """Whether vLLM's class for it declares `SupportsLoRA`."""
-    is_ollama_importable: bool = False
-    """Whether `ollama create` imports its safetensors (Llama and Qwen2: yes)."""
-    is_gguf_convertible: bool = False
-    """Whether llama.cpp's converter knows the architecture and its tokenizer."""
+    @property
+    def layout(self) -> Architecture:
+        """Return how this model's class builds its layers."""
+        return ARCHITECTURES[self.architecture]
 
-    def num_parameters(self) -> int:
-        """Return all parameters; tied embeddings are counted once."""
-        raise NotImplementedError
-
-    def num_linear_parameters(self) -> int:
-        """Return the weights of the linears that bitsandbytes converts: all but `lm_head`, routers and 3-D experts."""
-        raise NotImplementedError
-
-    def num_active_parameters(self) -> int:
-        """Return the parameters that one token passes through; fewer than all only for experts."""
-        raise NotImplementedError
+    @property
+    def model_type(self) -> str:
+        """Return `model_type` as transformers registers it (`stablelm_epoch` is `stablelm`)."""
+        return self.layout.model_type
 
     @property
     def target_modules(self) -> tuple[str, ...]:
-        """The linears that can carry LoRA."""
-        raise NotImplementedError
+        """Return the linears that can carry LoRA."""
+        return self.layout.target_modules
 
-    def linears(self) -> Iterator[Linear]:
-        """Yield every kind of quantizable linear with its shape."""
-        raise NotImplementedError
+    @property
+    def is_vllm_servable(self) -> bool:
+        """Return whether vLLM takes the published files; keys that need mapping are an architecture it has dropped."""
+        return self.layout.is_vllm_servable and not self.config_mapping
+
+    @property
+    def is_vllm_lora_servable(self) -> bool:
+        """Return whether vLLM serves adapters on it."""
+        return self.is_vllm_servable and self.layout.is_vllm_lora_servable
+
+    @property
+    def is_ollama_importable(self) -> bool:
+        """Return whether `ollama create` imports its safetensors."""
+        return self.layout.is_ollama_importable
+
+    def linears(self) -> tuple[Linear, ...]:
+        """Return the kinds of linears that bitsandbytes converts: no `lm_head`, no router, no 3-D experts."""
+        return (*self._attention_linears(), *self._mlp_linears())
+
+    def _attention_linears(self) -> tuple[Linear, ...]:
+        hidden, heads, layers = self.hidden_size, self.num_attention_heads * self.head_dim, self.num_hidden_layers
+        key_values = self.num_key_value_heads * self.head_dim
+        shapes: tuple[tuple[str, int, int], ...]
+        if self.layout.attention == "fused":
+            shapes = (("attn.c_attn", hidden, heads + 2 * key_values), ("attn.c_proj", heads, hidden))
+        else:
+            inner = (("q_proj", heads), ("k_proj", key_values), ("v_proj", key_values))
+            shapes = (*((name, hidden, out) for name, out in inner), ("o_proj", heads, hidden))
+        return tuple(Linear(name=n, in_features=i, out_features=o, count=layers) for n, i, o in shapes)
+
+    def _mlp_linears(self) -> tuple[Linear, ...]:
+        hidden, inner = self.hidden_size, self.intermediate_size
+        shapes = {
+            "gated": (("gate_proj", hidden, inner), ("up_proj", hidden, inner), ("down_proj", inner, hidden)),
+            "plain": (("mlp.c_fc", hidden, inner), ("mlp.c_proj", inner, hidden)),
+            "experts": (),
+        }[self.layout.mlp]
+        return tuple(Linear(name=n, in_features=i, out_features=o, count=self.num_hidden_layers) for n, i, o in shapes)
+
+    def num_linear_parameters(self) -> int:
+        """Return the weights that bitsandbytes converts."""
+        return sum(linear.num_weights() for linear in self.linears())
+
+    def num_expert_parameters(self) -> int:
+        """Return layers x experts x (gate, up and down of one expert); 0 for a dense model."""
+        return 3 * self.hidden_size * self.intermediate_size * self.num_local_experts * self.num_hidden_layers
+
+    def num_parameters(self) -> int:
+        """Return all parameters; tied embeddings are counted once."""
+        return (
+            self.num_linear_parameters()
+            + self.num_expert_parameters()
+            + self.num_local_experts * self.hidden_size * self.num_hidden_layers  # routers
+            + self._num_biases()
+            + self._num_norm_parameters()
+            + self._num_embedding_parameters()
+        )
+
+    def num_active_parameters(self) -> int:
+        """Return the parameters that one token passes through; fewer than all only where there are experts."""
+        if not self.num_local_experts:
+            return self.num_parameters()
+        idle = self.num_local_experts - self.num_experts_per_tok
+        return self.num_parameters() - self.num_expert_parameters() * idle // self.num_local_experts
+
+    def _num_biases(self) -> int:
+        attention = self._attention_linears()
+        rows = sum(x.out_features for x in attention[:-1]) if self.attention_bias else 0
+        rows += attention[-1].out_features if self.attention_output_bias else 0
+        rows += sum(x.out_features for x in self._mlp_linears()) if self.mlp_bias else 0
+        return rows * self.num_hidden_layers + (self.vocab_size if self.lm_head_bias else 0)
+
+    def _num_norm_parameters(self) -> int:
+        per_layer = 2 * self.hidden_size * self.layout.vectors_per_norm + (2 * self.head_dim * self.layout.has_qk_norm)
+        return per_layer * self.num_hidden_layers + self.hidden_size * self.layout.vectors_per_norm
+
+    def _num_embedding_parameters(self) -> int:
+        tables = 1 if self.tie_word_embeddings else 2
+        positions = self.max_position_embeddings if self.layout.has_position_embeddings else 0
+        return (tables * self.vocab_size + positions) * self.hidden_size

@@ -1,0 +1,105 @@
+"""What the specification asks for and the libraries do not do, each with the message that the user reads."""
+
+from collections.abc import Mapping
+
+from cluster.errors import UserError
+from cluster.model_card import ModelCard
+
+
+class ImpossibleCombination(UserError, ValueError):
+    """Settings that exclude each other, whatever the memory."""
+
+
+DEAD_8BIT_KNOBS = ("bnb_8bit_compute_dtype", "bnb_8bit_use_double_quant")
+
+AUTO_GPTQ = (
+    "The specification's auto-gptq is no longer maintained, and GPTQ needs calibration data: it is a job that writes a "
+    "checkpoint, not a switch at load time. Loaded as int8 by bitsandbytes; give a GPTQ checkpoint to load that."
+)
+OFFLOAD_PARAM = "offload_param has no effect at ZeRO stage 2 or below: parameters leave the GPU only at stage 3."
+DATA_PARALLEL = (
+    "nn.DataParallel cannot copy quantized weights to its replicas: use strategy 'ddp', one process per GPU."
+)
+DATA_PARALLEL_SLOW = "nn.DataParallel copies the model at every step; planned as 'ddp', which gives the same gradients."
+BATCH_TABLE = "the table's batch size is a first guess; memory decides, and the effective batch stays the same"
+ZERO3_4BIT = (
+    "ZeRO-3 shards 4-bit weights only with bnb_4bit_quant_storage equal to the model's dtype; "
+    "prove it with a short run first."
+)
+ZERO3_8BIT = "ZeRO-3 cannot shard int8 or GPTQ weights: use ZeRO-2 or DDP, or nf4 with bnb_4bit_quant_storage."
+MODELFILE_TEMPLATE = (
+    "The specification's Modelfile template [INST] ... [/INST] and its stop words fit Llama-2 models only: "
+    "TEMPLATE, stop and num_ctx are built from this model's own chat template."
+)
+
+
+def check_8bit_settings(settings: Mapping[str, object]) -> None:
+    """Refuse the two 8-bit knobs of the specification, which `BitsAndBytesConfig` would swallow silently.
+
+    Raises:
+        ImpossibleCombination: one of them is in `settings`.
+    """
+    dead = [knob for knob in DEAD_8BIT_KNOBS if knob in settings]
+    if dead:
+        raise ImpossibleCombination(
+            f"{' and '.join(dead)}: BitsAndBytesConfig has no such setting and would ignore it without a word; the "
+            "8-bit settings are llm_int8_threshold, llm_int8_skip_modules and llm_int8_enable_fp32_cpu_offload."
+        )
+
+
+def layers_on_cpu(layer_bytes: int, num_layers: int) -> str:
+    """Return why quantized layers on the CPU are no way out: how large they get."""
+    return (
+        "bitsandbytes refuses layers on the CPU unless llm_int8_enable_fp32_cpu_offload=True, and then those layers "
+        f"stay unquantized: {layer_bytes / 1e9:.1f} GB each in 16 bit, {layer_bytes * num_layers / 1e9:.0f} GB for all "
+        f"{num_layers}."
+    )
+
+
+def warmup_clamped(warmup_steps: int, total_steps: int, clamped: int) -> str:
+    """Return the message for a warm-up that is longer than a sensible share of its run."""
+    return (
+        f"warmup_steps {warmup_steps} in a run of {total_steps} steps would "
+        f"{'never reach' if warmup_steps >= total_steps else 'hardly ever reach'} the learning rate: "
+        f"shortened to {clamped} steps."
+    )
+
+
+def experts_stay_unquantized(card: ModelCard) -> str:
+    """Return what quantizing a mixture of experts saves."""
+    kept = 2 * (card.num_parameters() - card.num_linear_parameters())
+    return (
+        f"transformers 5 keeps {card.name}'s experts as 3-D parameters, which bitsandbytes does not convert: "
+        f"{kept / 1e9:.1f} of {2 * card.num_parameters() / 1e9:.1f} GB would stay in 16 bit."
+    )
+
+
+def no_chat_template(card: ModelCard) -> str | None:
+    """Return the warning for a tokenizer on which `apply_chat_template` would raise, None where there is a template."""
+    if card.has_tokenizer_chat_template or card.chat_template:
+        return None
+    return (
+        f"{card.name}: neither its tokenizer nor the catalog has a chat template, so apply_chat_template would raise: "
+        "set chat_template in models.toml; completions of plain text work."
+    )
+
+
+def export_notes(card: ModelCard) -> tuple[str, ...]:
+    """Return what to know before this model goes to Ollama."""
+    notes = []
+    if card.licence != "Llama 2":
+        notes.append(MODELFILE_TEMPLATE)
+    if not card.is_ollama_importable:
+        notes.append(
+            f"Ollama imports Llama and Qwen2 safetensors, not {card.architecture}"
+            + (
+                ": convert to GGUF first."
+                if card.is_gguf_convertible
+                else ", and llama.cpp's converter refuses it too."
+            )
+        )
+    notes.append(
+        "Adapters are merged into the unquantized base (merging into 4-bit weights ruins them); "
+        "`ollama push` needs a name of the form user/name."
+    )
+    return tuple(notes)
