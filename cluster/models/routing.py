@@ -22,7 +22,7 @@ class Rows:
     slots: tuple[int, ...]
     """The slot of each block, in order."""
     num_rows: int
-    scaling: torch.Tensor  # [blocks, 1, 1]
+    scaling: torch.Tensor  # [blocks, 1, 1], over the share of the inputs that dropout keeps
     dropout: tuple[float, ...]
     """Dropout of each row; empty when no row has any or the model does not train."""
     dropout_keys: tuple[int, ...]
@@ -90,10 +90,11 @@ def route_rows(
         dropout, dropout_keys = (), ()
     if len(dropout) != len(dropout_keys):
         raise ValueError(f"{len(dropout)} rows with dropout need as many dropout_keys, got {len(dropout_keys)}")
+    scaling = [spec.scaling / (1 - spec.lora_dropout if dropout else 1) for spec in chosen]
     return Rows(
         slots=slots,
         num_rows=len(slot_of_row),
-        scaling=torch.tensor([spec.scaling for spec in chosen], dtype=like.dtype, device=like.device).view(-1, 1, 1),
+        scaling=torch.tensor(scaling, dtype=like.dtype, device=like.device).view(-1, 1, 1),
         dropout=dropout,
         dropout_keys=tuple(dropout_keys),
     )

@@ -1,0 +1,105 @@
+"""Folders below one root, on a local disk or on any store that `pyarrow.fs` opens, written all or not at all."""
+
+import contextlib
+import shutil
+import tempfile
+import uuid
+from pathlib import Path
+
+from pyarrow import fs
+
+
+class FolderStore:
+    """Named folders of files under `root`: a local folder or a URI such as `s3://bucket/adapters`.
+
+    Paths are relative to the root, with `/`. Folders whose name starts with `.` are unfinished and never listed.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = str(root)
+        if "://" in self.root:
+            self._fs, self._base = fs.FileSystem.from_uri(self.root)
+        else:
+            self._fs, self._base = fs.LocalFileSystem(), str(Path(self.root).expanduser().absolute())
+        self._is_local = isinstance(self._fs, fs.LocalFileSystem)
+
+    def uri(self, path: str) -> str:
+        """Return where `path` lies in the store."""
+        return f"{self._base}/{path}"
+
+    def folders(self, path: str = "") -> list[str]:
+        """Return the names of the finished folders in `path`, sorted; none where `path` does not exist."""
+        infos = self._fs.get_file_info(fs.FileSelector(self.uri(path).rstrip("/"), allow_not_found=True))
+        return sorted(i.base_name for i in infos if i.type == fs.FileType.Directory and not i.base_name.startswith("."))
+
+    def exists(self, path: str) -> bool:
+        """Return whether there is a file or folder at `path`."""
+        return bool(self._fs.get_file_info(self.uri(path)).type != fs.FileType.NotFound)
+
+    def read(self, path: str) -> bytes:
+        """Return the content of the file at `path`; raises `FileNotFoundError`."""
+        with self._fs.open_input_stream(self.uri(path)) as stream:
+            return bytes(stream.read())
+
+    def write(self, path: str, content: bytes) -> None:
+        """Replace the file at `path` in one step."""
+        # An object store replaces a whole object at once; a disk does after a rename.
+        target = f"{path}.{uuid.uuid4().hex}" if self._is_local else path
+        with self._fs.open_output_stream(self.uri(target)) as stream:
+            stream.write(content)
+        if self._is_local:
+            Path(self.uri(target)).replace(self.uri(path))
+
+    def publish(self, folder: Path, path: str, last_file: tuple[str, bytes]) -> bool:
+        """Copy `folder` to the new folder `path`; return False if `path` exists already.
+
+        `last_file` (name, content) is written last: on a store without renames, its presence is what makes the
+        folder whole. On a disk nothing is seen at `path` before all of it is there.
+        """
+        if self.exists(f"{path}/{last_file[0]}"):
+            return False
+        parent = path.rpartition("/")[0]
+        target = f"{parent}/.{uuid.uuid4().hex}" if self._is_local else path
+        self._fs.create_dir(self.uri(target), recursive=True)
+        local = fs.LocalFileSystem()
+        try:
+            fs.copy_files(str(folder), self.uri(target), source_filesystem=local, destination_filesystem=self._fs)
+            self.write(f"{target}/{last_file[0]}", last_file[1])
+            return not self._is_local or _rename(Path(self.uri(target)), Path(self.uri(path)))
+        finally:
+            if self._is_local:
+                shutil.rmtree(self.uri(target), ignore_errors=True)
+
+    def delete(self, path: str) -> None:
+        """Delete the folder at `path`; it vanishes from listings before its files do."""
+        target = path
+        if self._is_local:
+            parent = path.rpartition("/")[0]
+            target = f"{parent}/.{uuid.uuid4().hex}".lstrip("/")
+            Path(self.uri(path)).rename(self.uri(target))
+        self._fs.delete_dir(self.uri(target))
+
+    def fetch(self, path: str, cache: Path) -> Path:
+        """Return a local folder with the files of `path`: the folder itself on a disk, else a copy at `cache`."""
+        if self._is_local:
+            return Path(self.uri(path))
+        if not cache.exists():
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cache.parent) as staging:
+                copy = Path(staging) / "copy"
+                copy.mkdir()
+                local = fs.LocalFileSystem()
+                fs.copy_files(self.uri(path), str(copy), source_filesystem=self._fs, destination_filesystem=local)
+                _rename(copy, cache)
+        return cache
+
+
+def _rename(source: Path, target: Path) -> bool:
+    """Rename a folder; return False where another process was first."""
+    with contextlib.suppress(OSError):
+        source.rename(target)
+        return True
+    if target.exists():
+        return False
+    source.rename(target)  # not a race: let the reason be seen
+    return True
