@@ -1,0 +1,58 @@
+"""The Serve application: catalog -> plan -> `LLMConfig` -> ingress. Import path: `serve_apps.app:build`."""
+
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.llm import LLMConfig, build_llm_deployment
+from ray.serve.llm.ingress import make_fastapi_ingress
+
+from cluster.catalog import find
+from cluster.errors import UserError
+from cluster.hardware import Hardware, declared, detect
+from cluster.hub import ensure_available
+from cluster.plan import ServingPlan, plan_serving
+from serve_apps.args import ModelArgs, ServeArgs
+from serve_apps.ingress import ENDPOINTS, Ingress, make_app
+from serve_apps.llm_configs import llm_config_of
+
+
+class DuplicateModels(UserError, ValueError):
+    """A model is asked for twice in one application."""
+
+
+def build(args: ServeArgs) -> Application:
+    """Return the application that serves `args.models` behind one OpenAI endpoint.
+
+    Raises:
+        UnknownModel, ModelUnavailable, DoesNotFit, DuplicateModels: before anything is started or downloaded.
+    """
+    hardware = declared(gpu=args.gpu, num_gpus=args.num_gpus) if args.gpu else detect()
+    wishes = [ModelArgs(model=model) if isinstance(model, str) else model for model in args.models]
+    configs = [llm_config_of(plan_of(wish, hardware), num_replicas=wish.num_replicas) for wish in wishes]
+    return application(configs)
+
+
+def plan_of(wish: ModelArgs, hardware: Hardware) -> ServingPlan:
+    """Return the plan for one model, whose files are known to be within reach."""
+    card = find(wish.model)
+    plan = plan_serving(card, hardware, **wish.model_dump(exclude={"model", "num_replicas"}))
+    ensure_available(card)
+    return plan
+
+
+def application(configs: list[LLMConfig]) -> Application:
+    """Return the ingress over one deployment per config."""
+    by_name = {config.model_id: config for config in configs}
+    if len(by_name) < len(configs):
+        names = [config.model_id for config in configs]
+        raise DuplicateModels(f"Asked for twice: {', '.join(sorted({n for n in names if names.count(n) > 1}))}.")
+    return serve.deployment(make_fastapi_ingress(Ingress, endpoint_map=ENDPOINTS, app=make_app()), **_options()).bind(
+        llm_deployments={name: build_llm_deployment(config) for name, config in by_name.items()},
+        model_cards={name: {"max_model_len": config.max_request_context_length} for name, config in by_name.items()},
+    )
+
+
+def _options() -> dict[str, Any]:
+    # The ingress only waits: Ray's two replicas per model and a whole CPU each would not fit on a small machine.
+    return {"num_replicas": 1, "max_ongoing_requests": 1000, "ray_actor_options": {"num_cpus": 0}}

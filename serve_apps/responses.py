@@ -1,0 +1,96 @@
+"""OpenAI's response bodies, whole and in pieces."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Endpoint = Literal["chat", "completions"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Piece:
+    """New text of one answer."""
+
+    index: int
+    text: str
+    finish_reason: Literal["stop", "length"] | None = None
+    stop_reason: str | None = None
+    """The stop string that ended it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Head:
+    """What all bodies of one response share."""
+
+    endpoint: Endpoint
+    response_id: str
+    created: int
+    """Unix seconds."""
+    model: str
+    """The served name, with the adapter's version."""
+
+    def body(self, choices: list[dict[str, Any]], *, is_chunk: bool) -> dict[str, Any]:
+        """Return a body around `choices`."""
+        whole = "chat.completion" if self.endpoint == "chat" else "text_completion"
+        kind = "chat.completion.chunk" if is_chunk and self.endpoint == "chat" else whole
+        ids = {"id": self.response_id, "object": kind, "created": self.created, "model": self.model}
+        return ids | {"choices": choices}
+
+
+def usage(num_prompt_tokens: int, num_completion_tokens: int) -> dict[str, int]:
+    """Return the `usage` object."""
+    return {
+        "prompt_tokens": num_prompt_tokens,
+        "completion_tokens": num_completion_tokens,
+        "total_tokens": num_prompt_tokens + num_completion_tokens,
+    }
+
+
+def whole(head: Head, pieces: Iterable[Piece], counts: dict[str, int]) -> dict[str, Any]:
+    """Return the body of a response that is not streamed; `pieces` hold each answer in full."""
+    choices = []
+    for piece in pieces:
+        ends = {"index": piece.index, "finish_reason": piece.finish_reason, "stop_reason": piece.stop_reason}
+        chat = {"message": {"role": "assistant", "content": piece.text}}
+        choices.append(ends | (chat if head.endpoint == "chat" else {"text": piece.text}))
+    return head.body(choices, is_chunk=False) | {"usage": counts}
+
+
+def role_events(head: Head, num_answers: int) -> str:
+    """Return the server-sent events that open a chat stream; a completion has none."""
+    if head.endpoint != "chat":
+        return ""
+    opening = {"delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+    return "".join(event(head.body([{"index": i} | opening], is_chunk=True)) for i in range(num_answers))
+
+
+def piece_event(head: Head, piece: Piece) -> str:
+    """Return the server-sent event of new text, or of an answer's end."""
+    choice: dict[str, Any] = {"index": piece.index, "finish_reason": piece.finish_reason}
+    if head.endpoint == "chat":
+        choice["delta"] = {"content": piece.text} if piece.text else {}
+    else:
+        choice["text"] = piece.text
+    if piece.stop_reason is not None:
+        choice["stop_reason"] = piece.stop_reason
+    return event(head.body([choice], is_chunk=True))
+
+
+def usage_event(head: Head, counts: dict[str, int]) -> str:
+    """Return the event that `stream_options.include_usage` asks for: no choices, the counts."""
+    return event(head.body([], is_chunk=True) | {"usage": counts})
+
+
+def error_body(message: str, *, kind: str, param: str | None, code: str | int | None) -> dict[str, Any]:
+    """Return OpenAI's error object."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def event(body: dict[str, Any]) -> str:
+    """Return one server-sent event."""
+    return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+DONE = "data: [DONE]\n\n"
+"""The event that ends a stream."""

@@ -1,0 +1,71 @@
+"""What a replica of the transformers engine holds."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from cluster.models.base import LoadedBase, load_base
+from cluster.plan import ServingPlan
+from cluster.registry import Registry
+from serve_apps.adapters import AdapterSlots
+from serve_apps.engine import Engine, EngineLimits
+from serve_apps.requests import ModelLimits, default_sampling
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Runtime:
+    """The parts of a running replica."""
+
+    engine: Engine
+    tokenizer: PreTrainedTokenizerBase
+    adapters: AdapterSlots
+    limits: ModelLimits
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of `token_ids`, without special tokens."""
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+
+def start_runtime(plan: ServingPlan) -> Runtime:
+    """Load the model of `plan` and start its engine.
+
+    Raises:
+        UserError: the model cannot be had.
+    """
+    # Ray gives a replica as many threads as it reserves CPUs; a CPU replica computes on all that its node can spare.
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // plan.replicas_per_node))
+    base = load_base(
+        plan.card,
+        precision=plan.precision,
+        compute_dtype=getattr(torch, plan.compute_dtype),
+        device="cuda" if plan.num_gpus else "cpu",
+    )
+    limits = EngineLimits(
+        max_model_len=plan.max_model_len,
+        max_num_seqs=plan.max_num_seqs,
+        max_batch_tokens=plan.max_batch_tokens,
+        kv_cache_tokens=plan.kv_cache_tokens,
+    )
+    engine = Engine(base.model, limits)
+    engine.start()
+    slots = AdapterSlots(
+        engine, plan.card, Registry.default(), max_loras=plan.max_loras, max_lora_rank=plan.max_lora_rank
+    )
+    return Runtime(engine=engine, tokenizer=base.tokenizer, adapters=slots, limits=model_limits(base, plan))
+
+
+def model_limits(base: LoadedBase, plan: ServingPlan) -> ModelLimits:
+    """Return what bounds and completes every request to `base`."""
+    config = base.model.generation_config
+    declared = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    known = [*plan.card.stop_token_ids, *declared, base.tokenizer.eos_token_id]
+    return ModelLimits(
+        max_model_len=plan.max_model_len,
+        max_num_seqs=plan.max_num_seqs,
+        vocab_size=plan.card.vocab_size,
+        stop_token_ids=tuple(sorted({token for token in known if isinstance(token, int)})),
+        defaults=default_sampling(config),
+    )

@@ -1,0 +1,128 @@
+"""The deployment of one model on the transformers engine, behind Ray Serve LLM's ingress."""
+
+import asyncio
+import copy
+import itertools
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+from pydantic import BaseModel
+from ray.serve.llm import LLMConfig
+from ray.serve.llm.openai_api_models import ChatCompletionResponse, CompletionResponse, ErrorResponse
+
+from cluster.plan import ServingPlan
+from serve_apps import responses
+from serve_apps.answers import Answering
+from serve_apps.refusals import Refusal
+from serve_apps.requests import Job, read_chat, read_completion
+from serve_apps.responses import Endpoint, Head
+from serve_apps.runtime import Runtime, start_runtime
+
+MAX_EVENTS_PER_S = 64
+"""Server-sent events of all streams together. Each crosses three processes, which compete with the model for cores."""
+MAX_EVENT_INTERVAL_S = 0.25
+
+
+class TransformersServer:
+    """Answers chat and completions; the methods are those that Ray's ingress and Serve call (`LLMServerProtocol`)."""
+
+    def __init__(self, llm_config: LLMConfig) -> None:
+        self._llm_config = llm_config
+        plan: ServingPlan = llm_config.engine_kwargs["plan"]
+        self._runtime: Runtime = start_runtime(plan)
+        self._ids = itertools.count()
+        self._num_streams = 0
+
+    @classmethod
+    def get_deployment_options(cls, llm_config: LLMConfig) -> dict[str, Any]:
+        """Return Serve's options; Ray's own version would ask vLLM for them."""
+        return copy.deepcopy(llm_config.deployment_config)
+
+    async def llm_config(self) -> LLMConfig:
+        """Return what this replica was made from."""
+        return self._llm_config
+
+    async def check_health(self) -> None:
+        """Raise when the engine is dead, so that Serve replaces the replica."""
+        self._runtime.engine.check_health()
+
+    async def num_active_requests(self) -> int:
+        """Return the answers in the batch or waiting for it."""
+        return self._runtime.engine.num_active_requests()
+
+    async def chat(self, request: BaseModel, raw_request_info: object = None) -> AsyncIterator[Any]:  # noqa: ARG002
+        """Answer `/v1/chat/completions`."""
+        async for item in self._answer(request, "chat"):
+            yield item
+
+    async def completions(self, request: BaseModel, raw_request_info: object = None) -> AsyncIterator[Any]:  # noqa: ARG002
+        """Answer `/v1/completions`."""
+        async for item in self._answer(request, "completions"):
+            yield item
+
+    async def _answer(self, request: BaseModel, endpoint: Endpoint) -> AsyncIterator[Any]:
+        try:
+            async for item in self._run(request, endpoint):
+                yield item
+        except Refusal as refusal:
+            yield refusal_response(refusal)
+
+    async def _run(self, request: BaseModel, endpoint: Endpoint) -> AsyncIterator[Any]:
+        runtime = self._runtime
+        read = read_chat if endpoint == "chat" else read_completion
+        # In a thread: a long prompt takes milliseconds to tokenize, and streams go on meanwhile.
+        job = await asyncio.to_thread(read, request, runtime.tokenizer, runtime.limits)
+        model, _, ref = (vars(request)["model"] or self._llm_config.model_id).partition(":")
+        async with AsyncExitStack() as stack:
+            slot = -1
+            if ref:
+                lease = await stack.enter_async_context(runtime.adapters.lease(ref))
+                model, slot = lease.version.served_name, lease.slot
+            head = Head(
+                endpoint=endpoint,
+                response_id=f"{'chatcmpl' if endpoint == 'chat' else 'cmpl'}-{uuid.uuid4().hex}",
+                created=int(time.time()),
+                model=model,
+            )
+            answering = stack.enter_context(Answering(runtime, job, slot, request_id=str(next(self._ids))))
+            if job.is_stream:
+                async for text in self._stream(answering, job, head):
+                    yield text
+            else:
+                yield await _whole(answering, job, head)
+
+    async def _stream(self, answering: Answering, job: Job, head: Head) -> AsyncIterator[str]:
+        opening = responses.role_events(head, len(job.sequences))
+        self._num_streams += 1
+        try:
+            async for pieces in answering.pieces(self._event_interval_s):
+                yield opening + "".join(responses.piece_event(head, piece) for piece in pieces)
+                opening = ""
+        except RuntimeError as error:  # the engine died: the status is sent already, so the stream says it
+            yield responses.event(responses.error_body(str(error), kind="server_error", param=None, code=None))
+            return
+        finally:
+            self._num_streams -= 1
+        counts = responses.usage(job.num_prompt_tokens, answering.num_tokens)
+        yield (responses.usage_event(head, counts) if job.is_usage_streamed else "") + responses.DONE
+
+    def _event_interval_s(self) -> float:
+        return min(self._num_streams / MAX_EVENTS_PER_S, MAX_EVENT_INTERVAL_S)
+
+
+async def _whole(answering: Answering, job: Job, head: Head) -> ChatCompletionResponse | CompletionResponse:
+    pieces = await answering.whole()
+    body = responses.whole(head, pieces, responses.usage(job.num_prompt_tokens, answering.num_tokens))
+    kind = ChatCompletionResponse if head.endpoint == "chat" else CompletionResponse
+    response: ChatCompletionResponse | CompletionResponse = kind.model_validate(body)
+    return response
+
+
+def refusal_response(refusal: Refusal) -> ErrorResponse:
+    """Return the refusal as the object that Ray's ingress expects; `kind` is an extra that ours reads."""
+    kind = "not_found_error" if refusal.status == 404 else "invalid_request_error"
+    fields = {"message": refusal.message, "type": kind, "param": refusal.param, "code": refusal.status}
+    return ErrorResponse.model_validate({"error": fields | {"kind": refusal.code}})
