@@ -58,9 +58,9 @@ def read_hub(model_id: str, revision: str | None = None) -> dict[str, Any]:
 
 def _fetch(model_id: str, revision: str | None) -> Path:
     # Imported here: the hub's client is slow to import, and planning a catalog model needs none of it.
-    import httpx
     from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # its own alias of httpx or httpx2
 
     cached = try_to_load_from_cache(model_id, "config.json", revision=revision)
     if isinstance(cached, str):

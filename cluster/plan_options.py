@@ -28,7 +28,7 @@ def lighter_precisions(card: ModelCard, hardware: Hardware, than: Precision | No
 def machine_groups(
     card: ModelCard, hardware: Hardware, wishes: Wishes, plan: Planner[Wishes]
 ) -> Iterator[Iterator[Attempt]]:
-    """Yield two groups of attempts: more GPUs of this kind, then one GPU (or as many as here) of a larger kind."""
+    """Yield two groups of attempts: more GPUs of this kind, then as many as here of a larger kind, then eight."""
     yield (
         (f"on {machine.num_gpus} x {machine.gpu.name}", partial(plan, card, machine, wishes))
         for machine in _more_gpus(hardware)
@@ -55,7 +55,8 @@ def _more_gpus(hardware: Hardware) -> Iterator[Hardware]:
 
 def _larger_gpus(hardware: Hardware) -> Iterator[Hardware]:
     here = hardware.gpu.memory_bytes if hardware.gpu else 0
-    for name in COMMON_GPUS:
-        machine = declared(gpu=name, num_gpus=max(1, hardware.num_gpus))
-        if machine.gpu is not None and machine.gpu.memory_bytes > here:
-            yield machine
+    for count in sorted({max(1, hardware.num_gpus), GPU_COUNTS[-1]}):
+        for name in COMMON_GPUS:
+            machine = declared(gpu=name, num_gpus=count)
+            if machine.gpu is not None and machine.gpu.memory_bytes > here:
+                yield machine

@@ -9,7 +9,12 @@ from cluster import traps
 from cluster.hardware import Hardware
 from cluster.memory import DoesNotFit, MemoryTable, whole_blocks
 from cluster.model_card import ModelCard, Precision
-from cluster.plan_arrangement import (
+from cluster.plan_engine import Engine, choose_engine
+from cluster.plan_options import lighter_precisions, machine_groups
+from cluster.plan_precision import choose_compute_dtype, choose_precision, half_precision
+from cluster.plan_record import Attempt, Log, memory_json, plain, what_fits
+from cluster.presets import Decision, DType
+from cluster.serving_arrangement import (
     GPU_MEMORY_UTILIZATION,
     MIN_CONTEXT,
     VLLM_LORA_RANKS,
@@ -21,11 +26,6 @@ from cluster.plan_arrangement import (
     first_load,
     num_adapters_wanted,
 )
-from cluster.plan_engine import Engine, choose_engine
-from cluster.plan_options import lighter_precisions, machine_groups
-from cluster.plan_precision import choose_compute_dtype, choose_precision, half_precision
-from cluster.plan_record import Attempt, Log, memory_json, plain, what_fits
-from cluster.presets import Decision, DType
 from cluster.serving_memory import ServingLoad, block_tokens, serving_table
 
 GPU_SHARES = 8

@@ -12,6 +12,7 @@ SizeClass = Literal["32B+", "20B-32B", "7B-20B", "<7B"]
 DType = Literal["float32", "float16", "bfloat16"]
 """torch's name of a dtype; `BitsAndBytesConfig` and vLLM take it as a string."""
 Method = Literal["full", "lora", "qlora"]
+PresetName = Literal["standard", "large", "medium", "small"]
 SchedulerType = Literal["linear", "cosine", "constant_with_warmup"]
 Source = Literal["user", "model", "size rule", "memory", "hardware", "default"]
 """Who decided; "default" where the specification is silent and nothing speaks against our own first choice."""
@@ -82,7 +83,7 @@ class LoraPreset:
     gradient_accumulation_steps: int = 1
 
 
-LORA_PRESETS: dict[Literal["standard", "large", "medium", "small"], LoraPreset] = {
+LORA_PRESETS: dict[PresetName, LoraPreset] = {
     "standard": LoraPreset(r=16, lora_alpha=32, lora_dropout=0.1),
     "large": LoraPreset(
         r=32, lora_alpha=64, lora_dropout=0.05, gradient_checkpointing=True, gradient_accumulation_steps=8
@@ -96,15 +97,14 @@ RANKS = range(4, 65)
 """ランク(4-64): outside of it a plan warns."""
 
 
-def lora_preset(card: ModelCard, name: Literal["standard", "large", "medium", "small"] | None = None) -> LoraPreset:
+def lora_preset_name(card: ModelCard) -> PresetName:
+    """Return the row of モデル別推奨設定 for the model's size."""
+    return {"<7B": "small", "7B-20B": "medium"}.get(size_class(card), "large")  # type: ignore[return-value]  # literals
+
+
+def lora_preset(card: ModelCard, name: PresetName | None = None) -> LoraPreset:
     """Return the preset called `name`, or the one for the model's size, on the linears that the model has."""
-    by_size: dict[SizeClass, Literal["large", "medium", "small"]] = {
-        "32B+": "large",
-        "20B-32B": "large",
-        "7B-20B": "medium",
-        "<7B": "small",
-    }
-    return replace(LORA_PRESETS[name or by_size[size_class(card)]], target_modules=card.target_modules)
+    return replace(LORA_PRESETS[name or lora_preset_name(card)], target_modules=card.target_modules)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,150 @@
+"""What a training run holds in memory, as tables that add up: one of a device, one of the RAM beside it."""
+
+from dataclasses import dataclass
+
+from cluster.activations import activation_bytes
+from cluster.memory import (
+    PROCESS_BYTES,
+    TRAINING_LOGIT_COPIES,
+    VALUE_BYTES,
+    MemoryItem,
+    MemoryTable,
+    dequantized_linear_bytes,
+    logits_bytes,
+    num_lora_parameters,
+    weights_bytes,
+)
+from cluster.model_card import ModelCard, Precision
+from cluster.presets import DType, LoraPreset, Method
+
+GATHERED_LAYERS = 2
+"""ZeRO-3 holds the layer at work whole, and fetches the next one meanwhile."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """How the state of a run is spread over workers and RAM (ZeRO, arXiv:1910.02054; offload, arXiv:2101.06840)."""
+
+    zero_stage: int = 0
+    """0 = DDP: every worker holds everything."""
+    offload_optimizer: bool = False
+    offload_gradients: bool = False
+    offload_param: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingLoad:
+    """One way to train a model: everything its memory depends on."""
+
+    card: ModelCard
+    method: Method
+    precision: Precision
+    compute_dtype: DType
+    lora: LoraPreset | None
+    num_workers: int
+    micro_batch_size: int
+    max_length: int
+    gradient_checkpointing: bool
+    layout: Layout
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedState:
+    """Bytes of what changes in training, over all workers together and unsharded."""
+
+    num_parameters: int
+    values: int
+    """Adapter values; 0 for full fine-tuning, whose values are the weights."""
+    gradients: int
+    optimizer: int
+
+
+def trained_state(load: TrainingLoad) -> TrainedState:
+    """Return adapter, gradient and optimizer bytes.
+
+    LoRA: fp32 value, gradient and two Adam moments, 16 bytes each. Full: 16 bytes each with the weights; under 16 bit
+    the gradient is 16 bit too and Adam keeps an fp32 copy of the weight beside its moments (arXiv:1910.02054, 3.1).
+    """
+    if load.lora is not None:
+        count = num_lora_parameters(load.card, r=load.lora.r, target_modules=load.lora.target_modules)
+        return TrainedState(num_parameters=count, values=4 * count, gradients=4 * count, optimizer=8 * count)
+    count = load.card.num_parameters()
+    value_bytes = VALUE_BYTES[load.compute_dtype]
+    optimizer = 8 if value_bytes == 4 else 12
+    return TrainedState(num_parameters=count, values=0, gradients=value_bytes * count, optimizer=optimizer * count)
+
+
+def device_table(load: TrainingLoad, *, device: str, available_bytes: int, num_shared: int = 1) -> MemoryTable:
+    """Return the memory of one device that `num_shared` workers share: 1 on a GPU, all of them in the RAM of a CPU."""
+    card, layout, workers = load.card, load.layout, load.num_workers
+    state = trained_state(load)
+    weights = 0 if layout.offload_param else _share(weights_bytes(card, load.precision, load.compute_dtype), load, 3)
+    gradients = 0 if layout.offload_gradients else _share(state.gradients, load, 2)
+    optimizer = 0 if layout.offload_optimizer else _share(state.optimizer, load, 1)
+    gathered = 0
+    if layout.zero_stage == 3:
+        gathered = GATHERED_LAYERS * (card.num_linear_parameters() // card.num_hidden_layers)
+        gathered *= VALUE_BYTES[load.compute_dtype]
+    activations = activation_bytes(
+        card,
+        method=load.method,
+        lora_dropout=load.lora.lora_dropout if load.lora else 0.0,
+        compute_dtype=load.compute_dtype,
+        micro_batch_size=load.micro_batch_size,
+        max_length=load.max_length,
+        gradient_checkpointing=load.gradient_checkpointing,
+    )
+    tokens = load.micro_batch_size * load.max_length
+    unpacked = dequantized_linear_bytes(card, load.precision, load.compute_dtype)
+    split = f" / {workers} workers" if workers > 1 else ""
+    adapter = f"rank {load.lora.r} on {len(load.lora.target_modules)} linears" if load.lora else ""
+    kept = "layer inputs and one layer" if load.gradient_checkpointing else "all layers"
+    items = (
+        ("weights", weights, load.precision + (split if layout.zero_stage == 3 else "")),
+        ("adapters", state.values, f"{adapter}, {state.num_parameters / 1e6:.1f} M values, fp32"),
+        ("gradients", gradients, "of what is trained" + (split if layout.zero_stage >= 2 else "")),
+        ("optimizer", optimizer, "Adam" + (split if layout.zero_stage >= 1 else "")),
+        ("activations", activations, f"{load.micro_batch_size} x {load.max_length:,} tokens, {kept}"),
+        ("logits", logits_bytes(card, num_tokens=tokens, copies=TRAINING_LOGIT_COPIES), "fp32, 3 copies"),
+        ("unpacked linear", unpacked, f"the largest one, {load.compute_dtype}"),
+        ("gathered layers", gathered, f"ZeRO-3, {GATHERED_LAYERS} at a time"),
+        ("process", PROCESS_BYTES, "libraries, context, workspaces"),
+    )
+    times = f", x {num_shared} workers" if num_shared > 1 else ""
+    return MemoryTable(
+        device=device,
+        available_bytes=available_bytes,
+        items=tuple(
+            MemoryItem(name=name, num_bytes=num_bytes * num_shared, formula=formula + times)
+            for name, num_bytes, formula in items
+            if num_bytes or name == "weights"
+        ),
+    )
+
+
+def host_table(load: TrainingLoad, *, available_bytes: int) -> MemoryTable | None:
+    """Return what is offloaded to the RAM of the node, over all of its workers; None where nothing is.
+
+    The optimizer in the RAM works in fp32 (DeepSpeed's CPU Adam).
+    """
+    layout = load.layout
+    if layout == Layout(zero_stage=layout.zero_stage):
+        return None
+    state = trained_state(load)
+    parts = (
+        ("optimizer", state.optimizer if layout.offload_optimizer else 0, "Adam"),
+        ("gradients", state.gradients if layout.offload_gradients else 0, "of what is trained"),
+        (
+            "weights",
+            weights_bytes(load.card, load.precision, load.compute_dtype) if layout.offload_param else 0,
+            load.precision,
+        ),
+        ("process", PROCESS_BYTES * load.num_workers, f"{load.num_workers} workers"),
+    )
+    items = tuple(MemoryItem(name=n, num_bytes=b, formula=f) for n, b, f in parts if b)
+    return MemoryTable(device="RAM", available_bytes=available_bytes, items=items)
+
+
+def _share(num_bytes: int, load: TrainingLoad, from_stage: int) -> int:
+    """Return a worker's part: all of it below `from_stage`, its shard from there on."""
+    return -(-num_bytes // load.num_workers) if load.layout.zero_stage >= from_stage else num_bytes
