@@ -178,9 +178,7 @@ def _finish(load: ServingLoad, context: int, hardware: Hardware, log: Log) -> Se
             log.decide("num_gpus", num_gpus, "memory", "a replica needs more than half of a GPU")
         utilization = GPU_MEMORY_UTILIZATION * min(num_gpus, 1.0)
         log.decide("gpu_memory_utilization", f"{utilization:.3f}", "memory", "vLLM's 0.92 times the share of the GPU")
-        log.decide(
-            "replicas_per_node", replicas, "hardware", f"{hardware.num_gpus} GPUs, {num_gpus:g} for each replica"
-        )
+        log.decide("replicas_per_node", replicas, "hardware", f"{num_gpus:g} of {hardware.num_gpus} GPU for each")
     else:
         log.decide("num_gpus", 0, "hardware", "there is no GPU")
         log.decide("replicas_per_node", 1, "hardware", "one replica uses every core; a second would share them")

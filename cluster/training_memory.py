@@ -139,7 +139,7 @@ def host_table(load: TrainingLoad, *, available_bytes: int) -> MemoryTable | Non
             weights_bytes(load.card, load.precision, load.compute_dtype) if layout.offload_param else 0,
             load.precision,
         ),
-        ("process", PROCESS_BYTES * load.num_workers, f"{load.num_workers} workers"),
+        ("process", PROCESS_BYTES * load.num_workers, f"{load.num_workers} x libraries and workspaces"),
     )
     items = tuple(MemoryItem(name=n, num_bytes=b, formula=f) for n, b, f in parts if b)
     return MemoryTable(device="RAM", available_bytes=available_bytes, items=items)
