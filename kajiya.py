@@ -1,0 +1,309 @@
+"""The `kajiya` command: one function per verb, each a few calls into the packages."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from cluster import local_ray
+from cluster.catalog import all_models, find
+from cluster.errors import UserError
+from cluster.hardware import Hardware, declared, detect
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+adapters = typer.Typer(no_args_is_help=True, help="List, promote, roll back and remove adapters.")
+app.add_typer(adapters, name="adapters")
+out = Console()
+
+Model = Annotated[str, typer.Argument(help="Name in the catalog, hub id, or folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Gpu = Annotated[str | None, typer.Option(help="Plan for this GPU, as Ray names it (A10G, A100-80G, H100).")]
+NumGpus = Annotated[int, typer.Option(help="GPUs per node, with --gpu.", min=1)]
+Port = Annotated[int, typer.Option(help="Port of the HTTP endpoint.", min=1, max=65535)]
+DashboardPort = Annotated[int, typer.Option(help="Port of the Ray dashboard.", min=1, max=65535)]
+
+
+class NoCluster(UserError, RuntimeError):
+    """A command needs a running cluster."""
+
+
+@app.command()
+def models(gpu: Gpu = None, num_gpus: NumGpus = 1, as_json: Json = False) -> None:
+    """Show the catalog: size, licence, engine, precision, memory, and what fits here."""
+    from cluster.tables import models_rows, models_table
+
+    hardware = _hardware(gpu, num_gpus)
+    cards = all_models()
+    out.print_json(data=models_rows(cards, hardware)) if as_json else out.print(models_table(cards, hardware))
+
+
+@app.command()
+def plan(
+    model: Model,
+    purpose: Annotated[Literal["serve", "train"], typer.Option("--for", help="What the plan is for.")] = "serve",
+    gpu: Gpu = None,
+    num_gpus: NumGpus = 1,
+    precision: Annotated[str | None, typer.Option(help="fp32, fp16, bf16, int8 or nf4.")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens per request or sample.", min=1)] = None,
+    streams: Annotated[int | None, typer.Option(help="Requests in one batch, with --for serve.", min=1)] = None,
+    as_json: Json = False,
+) -> None:
+    """Show precision, memory, batch, offload and parallelism for MODEL, each with its reason."""
+    from cluster.plan import ServingPlan, TrainingPlan, plan_serving, plan_training
+    from cluster.tables import plan_table
+
+    card, hardware = find(model), _hardware(gpu, num_gpus)
+    chosen = check_precision(precision)
+    made: ServingPlan | TrainingPlan
+    if purpose == "serve":
+        made = plan_serving(card, hardware, precision=chosen, max_model_len=context, max_num_seqs=streams)
+    else:
+        made = plan_training(card, hardware, precision=chosen, max_length=context)
+    out.print_json(data=made.to_json()) if as_json else out.print(plan_table(made))
+
+
+@app.command()
+def up(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="Models to serve.")] = None,
+    port: Port = 8000,
+    dashboard_port: DashboardPort = 8265,
+    precision: Annotated[str | None, typer.Option(help="fp32, fp16, bf16, int8 or nf4, for all models.")] = None,
+    timeout_s: Annotated[float, typer.Option(help="Seconds to wait for the models.", min=1)] = 1800,
+) -> None:
+    """Start Ray here (or join the cluster at RAY_API_SERVER_ADDRESS), serve the models, print the URLs."""
+    from cluster.hub import ensure_available
+    from cluster.plan import plan_serving
+    from serve_apps.args import ModelArgs, ServeArgs
+
+    wanted = names or ["smollm2-135m-instruct"]
+    chosen = check_precision(precision)
+    url = os.environ.get("RAY_API_SERVER_ADDRESS")
+    ray = local_ray.running_ray()
+    for name in wanted:
+        card = find(name)
+        if not url:
+            plan_serving(card, detect(), precision=chosen)
+        ensure_available(card)
+    if not url and ray is None:
+        local_ray.ensure_port_free(port, "the HTTP endpoint", "--port")
+        with out.status("Starting Ray"):
+            ray = local_ray.start_ray(dashboard_port=dashboard_port)
+    local_ray.use_token()
+    url = url or (ray.dashboard_url if ray else "")
+    from serve_apps.deploy import deploy, served_models
+
+    running = [m if isinstance(m, dict) else {"model": m} for m in served_models(url)]
+    kept = [ModelArgs.model_validate(m) for m in running if m["model"] not in wanted]
+    args = ServeArgs(models=[*kept, *(ModelArgs(model=name, precision=chosen) for name in wanted)])
+    with out.status("Loading models") as status:
+        deploy(url, args, port=port, timeout_s=timeout_s, on_status=lambda s: status.update(f"Models: {s}"))
+    _print_doors(port, url, wanted[0])
+
+
+@app.command()
+def down() -> None:
+    """Stop what `kajiya up` started; on a cluster that was joined, remove only our application."""
+    if ray := local_ray.running_ray():
+        with out.status("Stopping Ray"):
+            local_ray.stop_ray(ray)
+        out.print("Stopped Ray and all that ran on it.")
+    elif os.environ.get("RAY_API_SERVER_ADDRESS"):
+        from serve_apps.deploy import undeploy
+
+        undeploy(_dashboard_url())
+        out.print("Removed the application; the cluster runs on.")
+    else:
+        out.print("Nothing to stop.")
+
+
+@app.command()
+def train(
+    model: Model,
+    data: Annotated[Path, typer.Option(help='Dialogues, one JSON object {"messages": [...]} a line.')],
+    name: Annotated[str, typer.Option(help="Name of the adapter; a new version if it exists.")],
+    eval_data: Annotated[Path | None, typer.Option(help="Held-out dialogues; by default a part of --data.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data.", min=0)] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, fp16, bf16, int8 or nf4.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Preset field, as in --set r=8.")] = None,
+) -> None:
+    """Fine-tune MODEL on the cluster and follow the job: `ray job submit -- python -m train_jobs.finetune`."""
+    from cluster.registry import check_name
+    from train_jobs.data import read_dialogues
+
+    find(model)
+    check_name(name)
+    check_precision(precision)
+    files = [data] if eval_data is None else [data, eval_data]
+    for file in files:
+        read_dialogues(file)
+    arguments = ["--model", model, "--data", str(data), "--name", name]
+    arguments += ["--eval-data", str(eval_data)] if eval_data else []
+    arguments += ["--epochs", str(epochs)] if epochs else []
+    arguments += ["--precision", precision] if precision else []
+    for setting in settings or []:
+        arguments += ["--set", setting]
+    url = _dashboard_url()
+    from train_jobs.follow import follow_with_bar
+    from train_jobs.submit import stop, submit
+
+    job_id = submit(url, "train_jobs.finetune", arguments, files)
+    out.print(f"Job {job_id}; log and resources: {url}/#/jobs/{job_id}")
+    try:
+        follow_with_bar(url, job_id, out)
+    except KeyboardInterrupt:
+        stop(url, job_id)
+        out.print(f"Stopped {job_id}; nothing was registered.")
+        raise
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="MODEL, MODEL:ADAPTER or MODEL:ADAPTER@VERSION.")],
+    message: Annotated[str | None, typer.Option("--message", "-m", help="Ask once and end.")] = None,
+    base_url: Annotated[str, typer.Option(help="The endpoint.")] = "http://127.0.0.1:8000/v1",
+    max_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
+) -> None:
+    """Talk to a served model; the answer streams."""
+    from serve_apps.chat import Conversation
+
+    conversation = Conversation(base_url, model, max_tokens=max_tokens, temperature=temperature)
+    questions = [message] if message else iter(lambda: out.input("[bold]› [/]"), "")
+    for question in questions:
+        for piece in conversation.ask(question):
+            out.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+        out.print()
+
+
+@adapters.command("list")
+def adapters_list(model: Annotated[str | None, typer.Argument()] = None, as_json: Json = False) -> None:
+    """List every version of every adapter."""
+    from cluster.registry import Registry
+    from cluster.tables import adapters_table
+
+    registry = Registry.default()
+    versions = registry.list(find(model).name if model else None)
+    if as_json:
+        out.print_json(data=[v.manifest.model_dump(mode="json") for v in versions])
+    else:
+        out.print(adapters_table(registry, versions))
+
+
+@adapters.command("show")
+def adapters_show(adapter: Annotated[str, typer.Argument(help="MODEL:ADAPTER[@VERSION]")]) -> None:
+    """Print the manifest: base, precision, plan, data, metrics."""
+    from cluster.registry import Registry
+
+    model, ref = split_adapter(adapter)
+    out.print_json(Registry.default().resolve(model, ref).manifest.model_dump_json())
+
+
+@adapters.command("promote")
+def adapters_promote(adapter: Annotated[str, typer.Argument(help="MODEL:ADAPTER@VERSION")]) -> None:
+    """Let MODEL:ADAPTER mean this version from now on."""
+    from cluster.registry import Registry
+
+    model, ref = split_adapter(adapter)
+    found = Registry.default().resolve(model, ref)
+    Registry.default().promote(model, found.name, found.version)
+    out.print(f"{model}:{found.name} now means version {found.version}.")
+
+
+@adapters.command("rollback")
+def adapters_rollback(adapter: Annotated[str, typer.Argument(help="MODEL:ADAPTER")]) -> None:
+    """Let MODEL:ADAPTER mean the version before again."""
+    from cluster.registry import Registry
+
+    model, name = split_adapter(adapter)
+    alias = Registry.default().rollback(model, name)
+    out.print(f"{model}:{name} means version {alias.version} again.")
+
+
+@adapters.command("rm")
+def adapters_rm(adapter: Annotated[str, typer.Argument(help="MODEL:ADAPTER@VERSION, or all of MODEL:ADAPTER")]) -> None:
+    """Delete a version, or an adapter with all its versions."""
+    from cluster.registry import Registry
+
+    model, ref = split_adapter(adapter)
+    Registry.default().remove(model, ref)
+    out.print(f"Deleted {model}:{ref}.")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what works on this machine, what does not, and why."""
+    from cluster.doctor import check_machine
+
+    for check in check_machine():
+        out.print(f"{'[green]✔' if check.works else '[yellow]✘'}[/] {check.name}: {check.detail}")
+
+
+def check_precision(precision: str | None) -> Any:
+    """Return `precision` if there is such a one; raises a usage error naming those there are."""
+    known = ("fp32", "fp16", "bf16", "int8", "nf4", "gptq")
+    if precision is not None and precision not in known:
+        raise UserError(f"There is no precision {precision!r}; choose one of {', '.join(known)}.")
+    return precision
+
+
+def split_adapter(adapter: str) -> tuple[str, str]:
+    """Return catalog name and adapter reference of `model:adapter[@version]`."""
+    model, colon, ref = adapter.partition(":")
+    if not colon or not ref:
+        raise UserError(f"{adapter!r} names no adapter; write MODEL:ADAPTER or MODEL:ADAPTER@VERSION.")
+    return find(model).name, ref
+
+
+def main() -> NoReturn:
+    """Run the command; an error of the user's is one line on stderr and exit code 2, `--debug` shows where."""
+    debug = "--debug" in sys.argv
+    arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    try:
+        app(args=arguments, prog_name="kajiya")
+    except UserError as error:
+        if debug:
+            raise
+        sys.exit(_report(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _report(error: UserError) -> int:
+    Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    return 2
+
+
+def _hardware(gpu: str | None, num_gpus: int) -> Hardware:
+    return declared(gpu=gpu, num_gpus=num_gpus) if gpu else detect()
+
+
+def _dashboard_url() -> str:
+    local_ray.use_token()
+    if url := os.environ.get("RAY_API_SERVER_ADDRESS"):
+        return url
+    if ray := local_ray.running_ray():
+        return ray.dashboard_url
+    raise NoCluster("No cluster is running; start one with `kajiya up`, or set RAY_API_SERVER_ADDRESS.")
+
+
+def _print_doors(port: int, dashboard_url: str, model: str) -> None:
+    api = f"http://127.0.0.1:{port}/v1"
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}]})
+    out.print(f"API        {api}\nDashboard  {dashboard_url}", highlight=False)
+    out.print(
+        f"Try        curl {api}/chat/completions -H 'Content-Type: application/json' -d '{body}'",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    out.print("Stop       kajiya down", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Put the application on a running cluster through Ray's REST interface, beside whatever else is served there."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+
+from cluster.errors import UserError
+from serve_apps.args import ServeArgs
+
+APP_NAME = "kajiya"
+IMPORT_PATH = "serve_apps.app:build"
+POLL_S = 0.5
+
+
+class DeployFailed(UserError, RuntimeError):
+    """The application did not come up; the message is Ray Serve's."""
+
+
+def deploy(
+    dashboard_url: str, args: ServeArgs, *, port: int, timeout_s: float, on_status: Callable[[str], None]
+) -> None:
+    """Deploy `args` and return once the application answers.
+
+    Raises:
+        DeployFailed: Serve gave up, or `timeout_s` passed.
+    """
+    client = ServeSubmissionClient(dashboard_url)
+    app = {
+        "name": APP_NAME,
+        "route_prefix": "/",
+        "import_path": IMPORT_PATH,
+        "args": args.model_dump(mode="json", exclude_none=True),
+    }
+    client.deploy_applications(
+        {
+            "http_options": {"host": "127.0.0.1", "port": port},
+            "proxy_location": "HeadOnly",
+            "applications": [*_others(client), app],
+        }
+    )
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:
+        status = client.get_serve_details()["applications"].get(APP_NAME, {})
+        if status.get("status") == "RUNNING":
+            return
+        if status.get("status") in {"DEPLOY_FAILED", "UNHEALTHY"}:
+            raise DeployFailed(_reason(status))
+        on_status(status.get("status", "STARTING").lower().replace("_", " "))
+        time.sleep(POLL_S)
+    raise DeployFailed(f"The application did not come up within {timeout_s:.0f} s; see {dashboard_url}/#/serve.")
+
+
+def undeploy(dashboard_url: str) -> None:
+    """Remove our application and leave the others."""
+    client = ServeSubmissionClient(dashboard_url)
+    client.deploy_applications({"applications": _others(client)})
+
+
+def served_models(dashboard_url: str) -> list[str | dict[str, Any]]:
+    """Return the models of the running application, as its args name them."""
+    app = ServeSubmissionClient(dashboard_url).get_serve_details()["applications"].get(APP_NAME, {})
+    config = app.get("deployed_app_config") or {}
+    return list(config.get("args", {}).get("models", []))
+
+
+def _others(client: ServeSubmissionClient) -> list[dict[str, Any]]:
+    # Deploying is declarative: an application that the request leaves out is deleted.
+    applications = client.get_serve_details()["applications"]
+    return [a["deployed_app_config"] for n, a in applications.items() if n != APP_NAME and a["deployed_app_config"]]
+
+
+def _reason(status: dict[str, Any]) -> str:
+    """Return the last line of Serve's message that says something: the exception of a traceback comes last."""
+    messages = [status.get("message", "")]
+    messages += [d.get("message", "") for d in status.get("deployments", {}).values()]
+    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+    return lines[-1] if lines else f"Ray Serve reports {status['status']} and no reason."

@@ -1,0 +1,28 @@
+"""Show a running job as a progress bar."""
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from train_jobs.submit import follow
+
+
+def follow_with_bar(dashboard_url: str, job_id: str, console: Console) -> None:
+    """Follow the job until it ends; steps move the bar, everything else it announces is printed as a line.
+
+    Raises:
+        JobFailed: the job failed or was stopped.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("starting workers", total=None)
+
+        def on_event(event: dict[str, object]) -> None:
+            if event["event"] == "step":
+                losses = event["losses"]
+                assert isinstance(losses, list)
+                text = f"loss {losses[0]:.4f}  {event['tokens_per_s']} tokens/s"
+                progress.update(bar, completed=event["step"], total=event["num_steps"], description=text)
+            elif "text" in event:
+                progress.console.print(event["text"], highlight=False, markup=False, soft_wrap=True)
+
+        follow(dashboard_url, job_id, on_event)

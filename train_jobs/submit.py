@@ -1,0 +1,72 @@
+"""Submit a training job through Ray's Jobs API and follow it, as `ray job submit` does."""
+
+import asyncio
+import json
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from shutil import copyfile
+from urllib.parse import urlsplit
+
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from cluster.errors import UserError
+from train_jobs.progress import PREFIX
+
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+
+
+class JobFailed(UserError, RuntimeError):
+    """The job ended without success; the message is its own last word."""
+
+
+def submit(dashboard_url: str, module: str, arguments: Sequence[str], files: Sequence[Path]) -> str:
+    """Submit `python -m module arguments` and return the job's id.
+
+    `files` are the arguments that name data. A cluster on this machine reads them where they are; to any other one
+    they travel with the job.
+    """
+    client = JobSubmissionClient(dashboard_url)
+    if urlsplit(dashboard_url).hostname in LOOPBACK:
+        absolute = {str(file): str(file.resolve()) for file in files}
+        words = [sys.executable, "-m", module, *(absolute.get(word, word) for word in arguments)]
+        return str(client.submit_job(entrypoint=shlex.join(words)))
+    with tempfile.TemporaryDirectory() as folder:
+        for file in files:
+            copyfile(file, Path(folder) / file.name)
+        names = {str(file): file.name for file in files}
+        words = ["python", "-m", module, *(names.get(word, word) for word in arguments)]
+        return str(client.submit_job(entrypoint=shlex.join(words), runtime_env={"working_dir": folder}))
+
+
+def follow(dashboard_url: str, job_id: str, on_event: Callable[[dict[str, object]], None]) -> None:
+    """Read the job's log until it ends and hand each announced event to `on_event`.
+
+    Raises:
+        JobFailed: the job failed or was stopped.
+    """
+    client = JobSubmissionClient(dashboard_url)
+    last_line = asyncio.run(_read(client, job_id, on_event))
+    status = client.get_job_status(job_id)
+    if status != JobStatus.SUCCEEDED:
+        raise JobFailed(last_line.removeprefix("error: ") or f"Job {job_id} ended as {status}.")
+
+
+def stop(dashboard_url: str, job_id: str) -> None:
+    """Ask Ray to end the job."""
+    JobSubmissionClient(dashboard_url).stop_job(job_id)
+
+
+async def _read(client: JobSubmissionClient, job_id: str, on_event: Callable[[dict[str, object]], None]) -> str:
+    rest, last_line = "", ""
+    async for chunk in client.tail_job_logs(job_id):
+        *lines, rest = (rest + chunk).split("\n")
+        for line in lines:
+            _, marker, event = line.partition(PREFIX)
+            if marker:
+                on_event(json.loads(event))
+            elif line.startswith("error: ") or (line.strip() and not last_line.startswith("error: ")):
+                last_line = line.strip()
+    return last_line
