@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -35,11 +36,13 @@ class NoCluster(UserError, RuntimeError):
 @app.command()
 def models(gpu: Gpu = None, num_gpus: NumGpus = 1, as_json: Json = False) -> None:
     """Show the catalog: size, licence, engine, precision, memory, and what fits here."""
-    from cluster.tables import models_rows, models_table
+    from cluster.tables import models_table
 
-    hardware = _hardware(gpu, num_gpus)
     cards = all_models()
-    out.print_json(data=models_rows(cards, hardware)) if as_json else out.print(models_table(cards, hardware))
+    if as_json:
+        out.print_json(data=[asdict(card) | {"num_parameters": card.num_parameters()} for card in cards])
+    else:
+        out.print(models_table(cards, _hardware(gpu, num_gpus)))
 
 
 @app.command()

@@ -17,7 +17,7 @@ from cluster.errors import UserError
 from cluster.home import kajiya_home
 
 START_TIMEOUT_S = 90.0
-STOP_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 8.0
 TOKEN_FILE = Path("~/.ray/auth_token")
 """Where Ray keeps the token of this user's clusters."""
 

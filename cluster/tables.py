@@ -1,4 +1,4 @@
-"""Tables for people: the catalog, and one plan. Readable at 100 columns."""
+"""Tables for people: the catalog, one plan, the adapters. Readable at 100 columns."""
 
 from collections.abc import Sequence
 
@@ -13,6 +13,7 @@ from cluster.plan import ServingPlan, TrainingPlan, plan_serving
 from cluster.plan_precision import choose_compute_dtype, choose_precision
 from cluster.plan_record import Log
 from cluster.presets import DType
+from cluster.registry import AdapterVersion, Registry
 from cluster.traps import ImpossibleCombination
 
 SPEC_LABELS: dict[Precision, str] = {"int8": "8bit", "nf4": "4bit", "gptq": "4bit"}
@@ -103,7 +104,8 @@ def _headline(plan: ServingPlan | TrainingPlan) -> Text:
             f"tokens, {plan.max_loras} adapters, {plan.replicas_per_node} replica{_s(plan.replicas_per_node)} a node"
         )
     else:
-        batch = f"{plan.micro_batch_size} x {plan.gradient_accumulation_steps} x {plan.num_workers} worker{_s(plan.num_workers)}"
+        workers = f"{plan.num_workers} worker{_s(plan.num_workers)}"
+        batch = f"{plan.micro_batch_size} x {plan.gradient_accumulation_steps} x {workers}"
         does = f"is trained by {plan.method} at {plan.precision}: {plan.effective_batch_size} samples a step ({batch}) "
         does += f"of up to {plan.max_length:,} tokens"
     text.append(f" {does}\non {plan.hardware}", style="not bold")
@@ -152,4 +154,25 @@ def _decisions_table(plan: ServingPlan | TrainingPlan) -> Table:
     table.add_column("reason", style="dim", overflow="fold")
     for decision in plan.decisions:
         table.add_row(decision.field, decision.value, decision.source, decision.reason)
+    return table
+
+
+def adapters_table(registry: Registry, versions: Sequence[AdapterVersion]) -> Table:
+    """Return one row per adapter version; the one that its name means is marked."""
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    for header in ("adapter", "", "trained", "precision", "r", "held-out loss", "data"):
+        table.add_column(header)
+    for version in versions:
+        manifest = version.manifest
+        is_current = registry.alias(version.model, version.name).version == version.version
+        before, after = manifest.metrics.get("held_out_loss_before"), manifest.metrics.get("held_out_loss_after")
+        table.add_row(
+            version.served_name,
+            Text("current", style="green") if is_current else "",
+            manifest.created_at[:16].replace("T", " "),
+            manifest.precision,
+            str(manifest.adapter.get("r", "")),
+            f"{before:.3f} → {after:.3f}" if before is not None and after is not None else "",
+            f"{manifest.data.file} ({manifest.data.num_samples})",
+        )
     return table
