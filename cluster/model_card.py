@@ -1,7 +1,8 @@
 """What is known about one base model: the facts of its `config.json`, and the counts that follow from them."""
 
-from dataclasses import dataclass
-from typing import Literal
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from cluster.architectures import ARCHITECTURES, Architecture
 
@@ -118,6 +119,15 @@ class ModelCard:
     def is_ollama_importable(self) -> bool:
         """Return whether `ollama create` imports its safetensors."""
         return self.layout.is_ollama_importable
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the facts and what is counted from them, as plain JSON types."""
+        record: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        counts = ("num_parameters", "num_linear_parameters", "num_active_parameters")
+        record |= {name: getattr(self, name)() for name in counts}
+        follows = ("model_type", "is_vllm_servable", "is_vllm_lora_servable", "is_ollama_importable")
+        record |= {name: getattr(self, name) for name in follows}
+        return {**record, "target_modules": list(self.target_modules)}
 
     def linears(self) -> tuple[Linear, ...]:
         """Return the kinds of linears that bitsandbytes converts: no `lm_head`, no router, no 3-D experts."""

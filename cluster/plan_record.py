@@ -1,6 +1,6 @@
 """What a plan is made of while it is made, and its form as JSON."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,13 +23,6 @@ class Log:
     def warn(self, *messages: str | None) -> None:
         """Add the messages that are not None, each once."""
         self.warnings += [m for m in messages if m is not None and m not in self.warnings]
-
-
-def plain(value: Any) -> Any:
-    """Return nested mappings and tuples as dicts and lists, as `json.dumps` and a reader of it expect them."""
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
 def memory_json(table: MemoryTable) -> dict[str, Any]:

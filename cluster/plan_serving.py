@@ -1,5 +1,6 @@
 """How a model is served on given hardware."""
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -12,7 +13,7 @@ from cluster.model_card import ModelCard, Precision
 from cluster.plan_engine import Engine, choose_engine
 from cluster.plan_options import lighter_precisions, machine_groups
 from cluster.plan_precision import choose_compute_dtype, choose_precision, half_precision
-from cluster.plan_record import Attempt, Log, memory_json, plain, what_fits
+from cluster.plan_record import Attempt, Log, memory_json, what_fits
 from cluster.presets import Decision, DType
 from cluster.serving_arrangement import (
     GPU_MEMORY_UTILIZATION,
@@ -65,7 +66,7 @@ class ServingPlan:
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain JSON types."""
-        record: dict[str, Any] = plain(asdict(self))
+        record: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         record["memory"] |= memory_json(self.memory)
         return record
 

@@ -1,5 +1,6 @@
 """How a model is fine-tuned on given hardware."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -14,7 +15,7 @@ from cluster.plan_layout import explain_layout
 from cluster.plan_method import choose_method, learning_rate, lora_settings
 from cluster.plan_options import lighter_precisions, machine_groups
 from cluster.plan_precision import choose_compute_dtype, is_quantized
-from cluster.plan_record import Attempt, Log, memory_json, plain, what_fits
+from cluster.plan_record import Attempt, Log, memory_json, what_fits
 from cluster.presets import Decision, DType, LearningRatePreset, LoraPreset, Method
 from cluster.training_arrangement import DEFAULT_LENGTH, MIN_LENGTH, candidates, explain, first_load, fit, tables
 from cluster.training_memory import TrainingLoad
@@ -72,7 +73,7 @@ class TrainingPlan:
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain JSON types."""
-        record: dict[str, Any] = plain(asdict(self))
+        record: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         record["effective_batch_size"] = self.effective_batch_size
         record["memory"] |= memory_json(self.memory)
         if self.host_memory is not None:
