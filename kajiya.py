@@ -105,7 +105,7 @@ def up(
     args = ServeArgs(models=[*kept, *(ModelArgs(model=name, precision=chosen) for name in wanted)])
     with out.status("Loading models") as status:
         deploy(url, args, port=port, timeout_s=timeout_s, on_status=lambda s: status.update(f"Models: {s}"))
-    _print_doors(port, url, wanted[0])
+    print_doors(port, url, wanted[0])
 
 
 @app.command()
@@ -295,17 +295,13 @@ def _dashboard_url() -> str:
     raise NoCluster("No cluster is running; start one with `kajiya up`, or set RAY_API_SERVER_ADDRESS.")
 
 
-def _print_doors(port: int, dashboard_url: str, model: str) -> None:
+def print_doors(port: int, dashboard_url: str, model: str, question: str = "Hello!") -> None:
+    """Print where the endpoint and the dashboard are, and a `curl` line that asks `model` a question."""
     api = f"http://127.0.0.1:{port}/v1"
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}]})
-    out.print(f"API        {api}\nDashboard  {dashboard_url}", highlight=False)
-    out.print(
-        f"Try        curl {api}/chat/completions -H 'Content-Type: application/json' -d '{body}'",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
-    out.print("Stop       kajiya down", highlight=False)
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": question}]}, ensure_ascii=False)
+    curl = f"curl {api}/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+    doors = f"API        {api}\nDashboard  {dashboard_url}\nTry        {curl}\nStop       kajiya down"
+    out.print(doors, markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.rule import Rule
 
+from cluster import local_ray
+from kajiya import print_doors
+
 MODEL = "smollm2-135m-instruct"
 ADAPTER = "demo"
 DATA = Path(__file__).parent / "tsuchineya_faq"
@@ -59,17 +62,15 @@ def run_demo() -> None:
     title = "4. Teach it the shop's FAQ: LoRA on two data-parallel workers"
     step(title, "train", MODEL, *files, "--name", ADAPTER, "--epochs", "3", *settings)
     for question in QUESTIONS:
-        step(
-            "5. Ask the same of the adapter, served at once beside the base",
-            "chat",
-            f"{MODEL}:{ADAPTER}",
-            "-m",
-            question,
-            "--max-tokens",
-            "48",
-        )
+        title = "5. Ask the same of the adapter, served at once beside the base"
+        step(title, "chat", f"{MODEL}:{ADAPTER}", "-m", question, "--max-tokens", "48")
     step("6. What is registered", "adapters", "list")
-    step("7. Go on from here", "up", MODEL)
+    ray = local_ray.running_ray()
+    if ray is None:
+        raise StepFailed
+    out.print()
+    out.print(Rule("7. Go on from here", align="left", style="cyan"))
+    print_doors(8000, ray.dashboard_url, f"{MODEL}:{ADAPTER}", QUESTIONS[0])
 
 
 def step(title: str, *words: str) -> None:
