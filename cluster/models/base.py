@@ -78,8 +78,9 @@ def load_config(card: ModelCard) -> PreTrainedConfig:
     if not card.config_mapping:
         return AutoConfig.from_pretrained(source, **_hub_kwargs(card))
     values, _ = PreTrainedConfig.get_config_dict(source, **_hub_kwargs(card))
+    values.pop("auto_map", None)  # remote code, which is not run: transformers has the architecture itself
     renamed = {dict(card.config_mapping).get(key, key): value for key, value in values.items()}
-    return AutoConfig.for_model(**renamed | {"model_type": card.model_type, "auto_map": None})
+    return AutoConfig.for_model(**renamed | {"model_type": card.model_type})
 
 
 def source_of(card: ModelCard) -> str:
