@@ -1,0 +1,92 @@
+"""The command line of `python -m train_jobs.finetune`."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn, get_args
+
+from cluster.errors import UserError
+from cluster.model_card import Precision
+from cluster.presets import Method
+
+DEFAULT_EPOCHS = 3.0
+
+
+class UsageError(UserError, ValueError):
+    """An argument that is missing, unknown or malformed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What the user asked for."""
+
+    model: str
+    data: Path
+    name: str
+    eval_data: Path | None
+    epochs: float
+    max_steps: int | None
+    method: Method | None
+    precision: Precision | None
+    max_length: int | None
+    num_workers: int | None
+    seed: int
+    overrides: dict[str, str]
+    """Preset fields by name, values as text."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; --help shows the arguments.")
+
+
+def read_arguments(argv: Sequence[str]) -> Request:
+    """Return what `argv` asks for.
+
+    Raises:
+        UsageError: An argument is missing, unknown or malformed.
+    """
+    words = vars(_parser().parse_args(argv))
+    words.pop("debug")
+    settings = words.pop("set")
+    wrong = [setting for setting in settings if "=" not in setting]
+    if wrong:
+        raise UsageError(f"--set {wrong[0]}: write it as field=value, as in --set r=8.")
+    return Request(**words, overrides=dict(setting.split("=", 1) for setting in settings))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m train_jobs.finetune",
+        description="Fine-tune a model on chat data with Ray Train and register the adapter.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--model", required=True, help="name in the catalog, hub id, or folder")
+    parser.add_argument("--data", required=True, type=Path, help='dialogues, one {"messages": [...]} a line')
+    parser.add_argument("--name", required=True, help="name of the adapter; a new version if it exists")
+    parser.add_argument("--eval-data", type=Path, help="held-out dialogues; by default a tenth of --data")
+    parser.add_argument("--epochs", type=_positive, default=DEFAULT_EPOCHS, help="passes over the data")
+    parser.add_argument("--max-steps", type=_count, help="optimizer steps; instead of --epochs")
+    parser.add_argument("--method", choices=get_args(Method))
+    parser.add_argument("--precision", choices=get_args(Precision), help="of the frozen base")
+    parser.add_argument("--max-length", type=_count, help="tokens of the longest sample that is trained whole")
+    parser.add_argument("--num-workers", type=_count, help="data-parallel workers")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a preset field, as in r=8")
+    parser.add_argument("--debug", action="store_true", help="show where an error was raised")
+    return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a count of at least 1")
+    return number
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number

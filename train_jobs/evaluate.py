@@ -1,0 +1,109 @@
+"""How good the base or an adapter is on the held-out part: its loss there, and how many answers are right.
+
+B = rows, T = tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from accelerate.utils import gather_object
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from train_jobs.batches import collate
+from train_jobs.job import Question
+from train_jobs.pack import Pack
+
+Item = TypeVar("Item")
+
+EVALUATION_ROWS = 16
+"""Rows of one evaluation pass, which keeps no activations."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """The outcome on the held-out part."""
+
+    loss: float
+    """Mean over all trained tokens of the held-out samples."""
+    num_right: int
+    """Questions whose greedy answer contains the expected string."""
+    num_questions: int
+    answers: tuple[str, ...]
+    """The greedy answers, in the order of the questions."""
+
+
+def evaluate(pack: Pack, tokenizer: PreTrainedTokenizerBase, *, slot: int | None) -> Evaluation:
+    """Return how the adapter in `slot`, or the bare base with None, does on the job's held-out part.
+
+    The workers share the work; every one of them gets the whole result.
+    """
+    pack.module.eval()
+    with torch.no_grad():
+        loss = _held_out_loss(pack, slot)
+        answers = _answers(pack, tokenizer, slot)
+    pack.module.train()
+    questions = pack.job.questions
+    return Evaluation(
+        loss=loss,
+        num_right=sum(q.answer_contains in answer for q, answer in zip(questions, answers, strict=True)),
+        num_questions=len(questions),
+        answers=tuple(answers),
+    )
+
+
+def _held_out_loss(pack: Pack, slot: int | None) -> float:
+    total = torch.zeros(1, device=pack.accelerator.device, dtype=torch.float64)
+    shortest_first = sorted(pack.job.held_out, key=lambda sample: len(sample.input_ids))
+    module = pack.accelerator.unwrap_model(pack.module)
+    for samples in _my_share(pack, shortest_first):
+        rows = collate(samples, pad_token_id=pack.pad_token_id, device=pack.accelerator.device)
+        with _through(pack, slot, len(samples)):
+            total += module(rows.input_ids, rows.labels, 1)
+    summed = float(pack.accelerator.reduce(total, "sum").item())
+    return summed / sum(sample.num_trained_tokens for sample in pack.job.held_out)
+
+
+def _answers(pack: Pack, tokenizer: PreTrainedTokenizerBase, slot: int | None) -> list[str]:
+    questions = pack.job.questions
+    shortest_first = sorted(range(len(questions)), key=lambda i: len(questions[i].prompt_ids))
+    mine: list[tuple[int, str]] = []
+    for indices in _my_share(pack, shortest_first):
+        with _through(pack, slot, len(indices)):
+            mine += zip(indices, _generate(pack, tokenizer, [questions[i] for i in indices]), strict=True)
+    return [answer for _, answer in sorted(gather_object(mine))]
+
+
+def _my_share(pack: Pack, items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    """Yield this worker's part of `items` in batches; neighbours stay together, as they are of similar length."""
+    batches = [items[i : i + EVALUATION_ROWS] for i in range(0, len(items), EVALUATION_ROWS)]
+    yield from batches[pack.accelerator.process_index :: pack.accelerator.num_processes]
+
+
+def _through(pack: Pack, slot: int | None, num_rows: int) -> AbstractContextManager[None]:
+    return nullcontext() if slot is None else pack.bank.rows([slot] * num_rows)
+
+
+def _generate(pack: Pack, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]) -> list[str]:
+    """Return the greedy answers; prompts are padded on the left, so that all of them end where the answers begin."""
+    width = max(len(question.prompt_ids) for question in questions)
+    input_ids = torch.full((len(questions), width), pack.pad_token_id)  # [B, T]
+    attention_mask = torch.zeros_like(input_ids)
+    for row, question in enumerate(questions):
+        input_ids[row, width - len(question.prompt_ids) :] = torch.tensor(question.prompt_ids)
+        attention_mask[row, width - len(question.prompt_ids) :] = 1
+    stops = sorted({*pack.job.card.stop_token_ids, tokenizer.eos_token_id} - {None})
+    output = pack.model.generate(
+        input_ids.to(pack.accelerator.device),
+        attention_mask=attention_mask.to(pack.accelerator.device),
+        generation_config=GenerationConfig(
+            max_new_tokens=max(question.max_new_tokens for question in questions),
+            do_sample=False,
+            eos_token_id=stops,
+            pad_token_id=pack.pad_token_id,
+        ),
+    )
+    answers: list[str] = tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+    return answers

@@ -1,0 +1,58 @@
+"""What the driver sends to its workers: everything a run needs, checked and counted."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cluster.model_card import ModelCard, Precision
+from cluster.models.adapter_spec import AdapterSpec
+from train_jobs.tokens import Sample
+
+MAX_GRAD_NORM = 1.0
+"""Transformers' own default (`TrainingArguments.max_grad_norm`)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterJob:
+    """One adapter to train: with the same values it learns the same alone and in a pack."""
+
+    spec: AdapterSpec
+    seed: int
+    """Of the adapter's start, its order of samples and its dropout."""
+    num_steps: int
+    learning_rate: float
+    lr_scheduler_type: str
+    num_warmup_steps: int
+    weight_decay: float = 0.0
+    max_grad_norm: float = MAX_GRAD_NORM
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """A held-out question whose answer can be checked by looking for a string."""
+
+    prompt_ids: tuple[int, ...]
+    answer_contains: str
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainJob:
+    """A pack of adapters on one base; an ordinary run is a pack of one."""
+
+    card: ModelCard
+    precision: Precision
+    compute_dtype: Literal["float32", "float16", "bfloat16"]
+    adapters: tuple[AdapterJob, ...]
+    samples: tuple[Sample, ...]
+    held_out: tuple[Sample, ...]
+    questions: tuple[Question, ...]
+    batch_size: int
+    """Samples per adapter and optimizer step, over all workers and micro-batches."""
+    gradient_accumulation_steps: int
+    gradient_checkpointing: bool
+    deepspeed_zero: dict[str, object] | None
+    """DeepSpeed's `zero_optimization` section, or None for plain data parallelism."""
+    checkpoint_steps: int
+    """Optimizer steps between two checkpoints."""
+    num_threads: int
+    """Of each worker, for its matrix products."""

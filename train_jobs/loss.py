@@ -1,0 +1,58 @@
+"""The loss of a pack of adapters, with the head computed only where there are labels.
+
+B = rows, T = tokens, N = labelled positions, h = hidden size, V = vocabulary, K = adapters in the pass.
+"""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from cluster.errors import UserError
+from train_jobs.tokens import IGNORED
+
+
+class UnsupportedModelError(UserError, NotImplementedError):
+    """A model whose logits are more than its head on its last hidden states."""
+
+
+class PackLoss(nn.Module):
+    """A causal language model that returns losses instead of logits.
+
+    It calls the decoder and then the head on the labelled positions alone. Logits are often the largest tensor of a
+    step, and two thirds of a chat sample have no label.
+
+    Raises:
+        UnsupportedModelError: Decoder and head do not give the model's own logits (scaled or capped logits).
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self._check_head()
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, num_blocks: int) -> torch.Tensor:
+        """Return the summed cross entropy [K] of `num_blocks` equal blocks of the rows `input_ids` [B, T]."""
+        targets = labels[:, 1:]
+        labelled = targets != IGNORED  # [B, T - 1]
+        hidden = self._decode(input_ids)[:, :-1][labelled]  # [N, h]
+        logits = self.model.get_output_embeddings()(hidden).float()  # [N, V]
+        losses = nn.functional.cross_entropy(logits, targets[labelled], reduction="none")  # [N]
+        block = torch.arange(num_blocks, device=labels.device).repeat_interleave(len(labels) // num_blocks)
+        return losses.new_zeros(num_blocks).index_add(0, block[labelled.nonzero()[:, 0]], losses)
+
+    def _decode(self, input_ids: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        return hidden  # [B, T, h]
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        was_training = self.model.training
+        self.model.eval()
+        probe = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
+        expected = self.model(input_ids=probe, use_cache=False).logits
+        ours = self.model.get_output_embeddings()(self._decode(probe))
+        self.model.train(was_training)
+        if not torch.allclose(ours, expected, rtol=1e-3, atol=1e-3):
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} changes its logits after the head; its loss is not supported yet."
+            )

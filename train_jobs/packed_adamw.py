@@ -1,0 +1,106 @@
+"""AdamW for weights that hold many adapters, each with its own learning rate, decay, clipping and step count.
+
+K = adapters; every parameter is `[K, ...]`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class PackedAdamW(torch.optim.Optimizer):
+    """AdamW (arXiv:1711.05101) over parameters `[K, ...]`: to adapter k it is the AdamW of a run alone.
+
+    `param_groups[0]` holds a list per adapter: `lr`, `weight_decay` and `num_steps`. An adapter that is not named in
+    `step`'s `active` list rests: its weights, and its step count, stay. With K = 1 the shape does not matter, so
+    DeepSpeed's flattened shards pass too.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        *,
+        num_slots: int,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        defaults = {
+            "lr": [0.0] * num_slots,
+            "weight_decay": [0.0] * num_slots,
+            "num_steps": [0] * num_slots,
+            "active": [True] * num_slots,
+            "betas": betas,
+            "eps": eps,
+        }
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update the active adapters by their gradients."""
+        if closure is not None:
+            raise NotImplementedError("PackedAdamW takes no closure")
+        for group in self.param_groups:
+            group["num_steps"] = [n + on for n, on in zip(group["num_steps"], group["active"], strict=True)]
+            coefficients = _coefficients(group)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, coefficients, betas=group["betas"], eps=group["eps"])
+
+    def _update(
+        self,
+        parameter: nn.Parameter,
+        grad: torch.Tensor,
+        coefficients: torch.Tensor,
+        *,
+        betas: tuple[float, float],
+        eps: float,
+    ) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        # A resting adapter has no gradient; that its moments fade does not matter, as it starts anew or not at all.
+        exp_avg = state["exp_avg"].lerp_(grad, 1 - betas[0])
+        exp_avg_sq = state["exp_avg_sq"].mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1])
+        shape = (3, -1, *[1] * (parameter.dim() - 1))
+        step_size, root_correction, decay = coefficients.to(parameter).view(shape)
+        denominator = exp_avg_sq.sqrt().div_(root_correction).add_(eps)
+        parameter.mul_(decay).sub_(denominator.reciprocal_().mul_(exp_avg).mul_(step_size))
+
+    def reset_slot(self, k: int) -> None:
+        """Forget what adapter `k` has learned about its gradients, for a new one in its place."""
+        for group in self.param_groups:
+            group["num_steps"][k] = 0
+        for state in self.state.values():
+            state["exp_avg"][k].zero_()
+            state["exp_avg_sq"][k].zero_()
+
+
+def _coefficients(group: dict[str, Any]) -> torch.Tensor:
+    """Return step size, root of the second bias correction, and decay factor of each adapter, [3, K]."""
+    beta1, beta2 = group["betas"]
+    columns = []
+    for lr, decay, step, on in zip(
+        group["lr"], group["weight_decay"], group["num_steps"], group["active"], strict=True
+    ):
+        if on:
+            columns.append((lr / (1 - beta1**step), (1 - beta2**step) ** 0.5, 1 - lr * decay))
+        else:
+            columns.append((0.0, 1.0, 1.0))
+    return torch.tensor(columns, dtype=torch.float64).T.contiguous()
+
+
+@torch.no_grad()
+def clip_by_adapter(parameters: Iterable[nn.Parameter], max_norms: Sequence[float]) -> torch.Tensor:
+    """Scale each adapter's gradient down to its own `max_norms` [K] and return the norms [K] before.
+
+    As `torch.nn.utils.clip_grad_norm_` does it, for each k by itself.
+    """
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norms = torch.stack([grad.flatten(1).square().sum(1) for grad in grads]).sum(0).sqrt()
+    scale = (torch.tensor(max_norms).to(norms) / (norms + 1e-6)).clamp(max=1.0)
+    for grad in grads:
+        grad.mul_(scale.view(-1, *[1] * (grad.dim() - 1)))
+    return norms

@@ -1,0 +1,161 @@
+"""From a request to a job: everything that can be checked is checked here, on the driver, before a worker starts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from transformers import PreTrainedTokenizerBase
+
+from cluster.errors import UserError
+from cluster.model_card import ModelCard
+from cluster.models.adapter_spec import AdapterSpec
+from cluster.models.base import load_tokenizer
+from cluster.plan import TrainingPlan
+from cluster.presets import zero_optimization
+from train_jobs.arguments import Request
+from train_jobs.data import DataFile, Dialogue, read_dialogues, split_held_out
+from train_jobs.job import AdapterJob, Question, TrainJob
+from train_jobs.progress import announce
+from train_jobs.tokens import TokenizedData, prompt_ids, tokenize
+
+NUM_CHECKPOINTS = 10
+"""Checkpoints over a run: a killed worker costs a tenth of it at most."""
+EXTRA_ANSWER_TOKENS = 16
+"""How much longer than the reference a held-out answer may be."""
+
+
+class UnsupportedPlanError(UserError, NotImplementedError):
+    """A plan that this version cannot carry out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Data:
+    """The user's files, split and tokenized."""
+
+    file: DataFile
+    train: TokenizedData
+    held_out: TokenizedData
+    questions: tuple[Question, ...]
+
+
+def read_data(request: Request, plan: TrainingPlan) -> Data:
+    """Return the training and held-out samples.
+
+    Raises:
+        DataError: A file that cannot be trained on; file, line and reason are named.
+    """
+    card = plan.card
+    file = read_dialogues(request.data)
+    if request.eval_data is None:
+        train, held_out = split_held_out(file.dialogues, seed=request.seed)
+        held_out_path = request.data
+    else:
+        train, held_out, held_out_path = file.dialogues, read_dialogues(request.eval_data).dialogues, request.eval_data
+    tokenizer = load_tokenizer(card)
+    to_samples = partial(tokenize, tokenizer=tokenizer, max_length=plan.max_length, stop_token_ids=card.stop_token_ids)
+    data = Data(
+        file=file,
+        train=to_samples(train, path=request.data),
+        held_out=to_samples(held_out, path=held_out_path),
+        questions=tuple(_questions(held_out, tokenizer)),
+    )
+    _announce(data, plan)
+    return data
+
+
+def _announce(data: Data, plan: TrainingPlan) -> None:
+    train = data.train
+    announce(
+        "data",
+        f"{len(train.samples)} dialogues to train on ({train.num_tokens} tokens, {train.num_trained_tokens} of them "
+        f"with a loss), {len(data.held_out.samples)} held out, {len(data.questions)} of them with a checkable answer",
+    )
+    if num_cut := train.num_cut + data.held_out.num_cut:
+        text = f"{num_cut} dialogues are longer than {plan.max_length} tokens; what is beyond is not trained on"
+        announce("warning", text)
+
+
+def _questions(dialogues: Sequence[Dialogue], tokenizer: PreTrainedTokenizerBase) -> list[Question]:
+    """Return the dialogues that say what their last answer must contain."""
+    questions = []
+    for dialogue in dialogues:
+        if dialogue.answer_contains is None:
+            continue
+        messages = dialogue.as_dicts()
+        last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+        reference = tokenizer(messages[last]["content"], add_special_tokens=False).input_ids
+        questions.append(
+            Question(
+                prompt_ids=tuple(prompt_ids(messages[:last], tokenizer)),
+                answer_contains=dialogue.answer_contains,
+                max_new_tokens=len(reference) + EXTRA_ANSWER_TOKENS,
+            )
+        )
+    return questions
+
+
+def build_job(request: Request, plan: TrainingPlan, data: Data) -> TrainJob:
+    """Return the job that carries out `plan` on `data`.
+
+    Raises:
+        UnsupportedPlanError: Full fine-tuning, or a sharding that is not built yet.
+    """
+    if plan.lora is None:
+        raise UnsupportedPlanError("Full fine-tuning is not built yet; use --method lora or qlora.")
+    if plan.zero_stage > 2:
+        raise UnsupportedPlanError(f"ZeRO stage {plan.zero_stage} is not built yet; use --set zero_stage=2 or ddp.")
+    steps_per_epoch = -(-len(data.train.samples) // plan.effective_batch_size)
+    num_steps = request.max_steps or max(1, round(request.epochs * steps_per_epoch))
+    num_warmup_steps, message = plan.learning_rate_preset.clamp(num_steps)
+    if message:
+        announce("warning", message)
+    hardware = plan.hardware
+    return TrainJob(
+        card=plan.card,
+        precision=plan.precision,
+        compute_dtype=plan.compute_dtype,
+        adapters=(
+            AdapterJob(
+                spec=AdapterSpec(
+                    r=plan.lora.r,
+                    lora_alpha=plan.lora.lora_alpha,
+                    target_modules=plan.lora.target_modules,
+                    lora_dropout=plan.lora.lora_dropout,
+                    use_rslora=plan.lora.use_rslora,
+                ),
+                seed=request.seed,
+                num_steps=num_steps,
+                learning_rate=plan.learning_rate,
+                lr_scheduler_type=plan.lr_scheduler_type,
+                num_warmup_steps=num_warmup_steps,
+            ),
+        ),
+        samples=data.train.samples,
+        held_out=data.held_out.samples,
+        questions=data.questions,
+        batch_size=plan.effective_batch_size,
+        gradient_accumulation_steps=plan.gradient_accumulation_steps,
+        gradient_checkpointing=plan.gradient_checkpointing,
+        deepspeed_zero=_deepspeed_zero(plan),
+        checkpoint_steps=-(-num_steps // NUM_CHECKPOINTS),
+        num_threads=max(1, hardware.num_cpus // plan.num_workers),
+    )
+
+
+def _deepspeed_zero(plan: TrainingPlan) -> dict[str, object] | None:
+    if plan.strategy == "ddp":
+        return None
+    section = zero_optimization(
+        stage=plan.zero_stage, offload_optimizer=plan.offload_optimizer, offload_param=plan.offload_param
+    )
+    return dict(section)
+
+
+def describe(card: ModelCard, plan: TrainingPlan, job: TrainJob) -> str:
+    """Return the plan in one line."""
+    (adapter,) = job.adapters
+    return (
+        f"{card.name}: {plan.method} on a base in {plan.precision}, r={adapter.spec.r}, "
+        f"lora_alpha={adapter.spec.lora_alpha}, learning rate {adapter.learning_rate:.1e} "
+        f"({adapter.lr_scheduler_type}), {adapter.num_steps} steps of {job.batch_size} dialogues on {plan.num_workers} workers ({plan.strategy})"
+    )
