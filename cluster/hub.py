@@ -32,7 +32,7 @@ def ensure_available(card: ModelCard) -> None:
         return
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
-    from huggingface_hub.utils import httpx
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # whichever of its versions the hub uses
 
     try:
         HfApi().auth_check(card.model_id)

@@ -219,7 +219,7 @@ def check_name(name: str) -> None:
     """Raise `InvalidAdapterName` unless `name` can be served as `model:name`."""
     if not NAME_PATTERN.fullmatch(name):
         raise InvalidAdapterName(
-            f"{name!r} cannot name an adapter; use 1 to 64 of a-z, 0-9, '.', '_', '-', beginning with a letter or digit."
+            f"{name!r} cannot name an adapter; use 1 to 64 of a-z, 0-9, '.', '_', '-', a letter or digit first."
         )
 
 

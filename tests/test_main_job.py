@@ -37,7 +37,7 @@ class Cluster:
 
 def kajiya(*words: str, timeout_s: float = 480, check: bool = True) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [BIN / "kajiya", *words], cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False
+        [str(BIN / "kajiya"), *words], cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False
     )
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
@@ -114,11 +114,20 @@ def test_the_readmes_ray_job_submit_registers_a_version(cluster: Cluster) -> Non
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{cluster.dashboard_port}",
     }
     words = ["--model", MODEL, "--data", "examples/tsuchineya_faq/train.jsonl", "--name", "by-job", "--max-steps", "1"]
-    command = [BIN / "ray", "job", "submit", "--working-dir", ".", "--", "python", "-m", "train_jobs.finetune", *words]
+    command = [
+        str(BIN / "ray"),
+        "job",
+        "submit",
+        "--working-dir",
+        ".",
+        "--",
+        "python",
+        "-m",
+        "train_jobs.finetune",
+        *words,
+    ]
     command += ["--set", "micro_batch_size=1", "--set", "gradient_accumulation_steps=1"]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False
-    )
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(kajiya("adapters", "show", f"{MODEL}:by-job").stdout)["version"] == 1
 
@@ -128,7 +137,7 @@ def test_a_job_without_the_token_is_turned_away(cluster: Cluster) -> None:
         "RAY_AUTH_MODE": "disabled",
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{cluster.dashboard_port}",
     }
-    command = [BIN / "ray", "job", "submit", "--", "true"]
+    command = [str(BIN / "ray"), "job", "submit", "--", "true"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0
     assert "token" in (done.stdout + done.stderr).lower()

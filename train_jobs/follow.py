@@ -1,5 +1,7 @@
 """Show a running job as a progress bar."""
 
+from typing import Any
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -16,11 +18,9 @@ def follow_with_bar(dashboard_url: str, job_id: str, console: Console) -> None:
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("starting workers", total=None)
 
-        def on_event(event: dict[str, object]) -> None:
+        def on_event(event: dict[str, Any]) -> None:
             if event["event"] == "step":
-                losses = event["losses"]
-                assert isinstance(losses, list)
-                text = f"loss {losses[0]:.4f}  {event['tokens_per_s']} tokens/s"
+                text = f"loss {event['losses'][0]:.4f}  {event['tokens_per_s']} tokens/s"
                 progress.update(bar, completed=event["step"], total=event["num_steps"], description=text)
             elif "text" in event:
                 progress.console.print(event["text"], highlight=False, markup=False, soft_wrap=True)

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from shutil import copyfile
+from typing import Any
 from urllib.parse import urlsplit
 
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -41,7 +42,7 @@ def submit(dashboard_url: str, module: str, arguments: Sequence[str], files: Seq
         return str(client.submit_job(entrypoint=shlex.join(words), runtime_env={"working_dir": folder}))
 
 
-def follow(dashboard_url: str, job_id: str, on_event: Callable[[dict[str, object]], None]) -> None:
+def follow(dashboard_url: str, job_id: str, on_event: Callable[[dict[str, Any]], None]) -> None:
     """Read the job's log until it ends and hand each announced event to `on_event`.
 
     Raises:
@@ -59,7 +60,7 @@ def stop(dashboard_url: str, job_id: str) -> None:
     JobSubmissionClient(dashboard_url).stop_job(job_id)
 
 
-async def _read(client: JobSubmissionClient, job_id: str, on_event: Callable[[dict[str, object]], None]) -> str:
+async def _read(client: JobSubmissionClient, job_id: str, on_event: Callable[[dict[str, Any]], None]) -> str:
     rest, last_line = "", ""
     async for chunk in client.tail_job_logs(job_id):
         *lines, rest = (rest + chunk).split("\n")
