@@ -2,7 +2,6 @@ import subprocess
 
 import pytest
 
-from cluster import hardware
 from cluster.hardware import GPUS, UnknownHardware, declared, detect, parse_nvidia_smi, ray_name
 
 GIB = 2**30
@@ -75,7 +74,7 @@ def test_an_unknown_gpu_offers_the_nearest_names() -> None:
 @pytest.mark.parametrize("numbers", [{"num_gpus": 0}, {"num_gpus": -1}, {"ram_bytes": 0}, {"num_cpus": -4}])
 def test_numbers_that_no_machine_has_are_refused(numbers: dict[str, int]) -> None:
     with pytest.raises(UnknownHardware, match="positive numbers"):
-        declared(gpu="H100", **numbers)  # type: ignore[arg-type]  # names from the parameters above
+        declared(gpu="H100", **numbers)
 
 
 def test_this_machine_is_described_within_its_limits() -> None:
@@ -96,8 +95,8 @@ def test_the_answer_of_nvidia_smi_is_read() -> None:
 
 def test_gpus_come_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = subprocess.CompletedProcess([], 0, stdout="NVIDIA H100 80GB HBM3, 81559, 9.0\n", stderr="")
-    monkeypatch.setattr(hardware.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
-    monkeypatch.setattr(hardware.subprocess, "run", lambda *_, **__: answer)
+    monkeypatch.setattr("cluster.hardware.shutil.which", lambda _: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr("cluster.hardware.subprocess.run", lambda *_, **__: answer)
     node = detect()
     assert node.gpu == GPUS["H100"]
     assert node.num_gpus == 1
@@ -105,6 +104,6 @@ def test_gpus_come_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_driver_without_a_device_is_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = subprocess.CompletedProcess([], 9, stdout="NVIDIA-SMI has failed", stderr="")
-    monkeypatch.setattr(hardware.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
-    monkeypatch.setattr(hardware.subprocess, "run", lambda *_, **__: answer)
+    monkeypatch.setattr("cluster.hardware.shutil.which", lambda _: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr("cluster.hardware.subprocess.run", lambda *_, **__: answer)
     assert detect().gpu is None
