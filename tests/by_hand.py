@@ -53,7 +53,7 @@ class Facts:
         return rest + self.linear() * (0.5 + 1 / 64 + 4 / (64 * 256))
 
 
-# L/h/f, heads/kv/hd, vocabulary and GB exactly as docs list them
+# L/h/f, heads/kv/hd, vocabulary and GB as published
 FACTS = {
     "smollm2-135m-instruct": Facts(134515008, 30, 576, 1536, 9, 3, 64, 49152, 0.27, 0.16, 0.11, 22.5),
     "qwen2.5-14b-instruct": Facts(14770033664, 48, 5120, 13824, 40, 8, 128, 152064, 29.5, 16.3, 9.9, 192),
@@ -118,7 +118,7 @@ def serving_items(
     }
 
 
-# per token and layer: bytes per hidden, intermediate and key/value unit, counted on saved tensors (see test_activations)
+# per token and layer: bytes per hidden, intermediate and key/value unit, as test_activations counts them
 KEPT = {
     ("gated", 4): (64.7, 20, 8),
     ("gated", 2): (60.6, 14, 4),

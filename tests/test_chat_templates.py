@@ -52,7 +52,8 @@ def test_stablelm_writes_instruction_input_and_answer() -> None:
 def test_rinna_names_the_speakers() -> None:
     text = render("rinna_plain", [SYSTEM, ASK, ANSWER, ASK], add_generation_prompt=True)
     assert text == (
-        "あなたは親切です。\nユーザー: 日本の首都は?\nアシスタント: 東京です。</s>\nユーザー: 日本の首都は?\nアシスタント: "
+        "あなたは親切です。\nユーザー: 日本の首都は?\nアシスタント: 東京です。</s>\n"
+        "ユーザー: 日本の首都は?\nアシスタント: "
     )
 
 
