@@ -64,10 +64,25 @@ class MemoryTable:
         """Return the bytes of the item called `name`, 0 if there is none."""
         return sum(item.num_bytes for item in self.items if item.name == name)
 
+    def rounded(self, per_gib: int) -> list[int]:
+        """Return the items in 1/`per_gib` GiB, rounded such that they add up to the rounded sum.
+
+        Where rounding each to the nearest leaves a difference, it goes to the items that rounding changed most.
+        """
+        exact = [item.num_bytes * per_gib / GIB for item in self.items]
+        parts = [round(value) for value in exact]
+        missing = round(self.total_bytes * per_gib / GIB) - sum(parts)
+        step = 1 if missing > 0 else -1
+        by_error = sorted(range(len(parts)), key=lambda index: step * (parts[index] - exact[index]))
+        for index in by_error[: abs(missing)]:
+            parts[index] += step
+        return parts
+
     def as_sum(self) -> str:
         """Return the items as a sum in GiB, for a sentence."""
-        parts = ", ".join(f"{item.name} {item.num_bytes / GIB:.1f}" for item in self.items if item.num_bytes)
-        return f"{self.total_bytes / GIB:.1f} GiB ({parts})"
+        tenths = self.rounded(10)
+        parts = ", ".join(f"{item.name} {n / 10:.1f}" for item, n in zip(self.items, tenths, strict=True) if n)
+        return f"{sum(tenths) / 10:.1f} GiB ({parts})"
 
 
 def weights_bytes(card: ModelCard, precision: Precision, compute_dtype: DType = "bfloat16") -> int:

@@ -82,7 +82,8 @@ def lora_settings(card: ModelCard, wishes: TrainingWishes, log: Log) -> LoraPres
     origin = f"LoRA preset '{wishes.lora_preset or lora_preset_name(card)}'"
     for name in LORA_FIELDS:
         value = getattr(lora, name)
-        shown = ",".join(value) if isinstance(value, tuple) else value
+        is_all = value == card.target_modules
+        shown = f"all {len(value)} linears" if is_all else ",".join(value) if isinstance(value, tuple) else value
         if getattr(wishes, name) is not None:
             log.decide(name, shown, "user", "asked for")
         elif name in changed:

@@ -121,7 +121,7 @@ def _memory_table(memory: MemoryTable) -> Table:
     table.add_column("part")
     table.add_column("GiB", justify="right")
     table.add_column("what it is", style="dim")
-    rounded = _rounded(memory)
+    rounded = memory.rounded(100)
     for item, hundredths in zip(memory.items, rounded, strict=True):
         if item.num_bytes:
             table.add_row(item.name, f"{hundredths / 100:.2f}", item.formula)
@@ -130,20 +130,6 @@ def _memory_table(memory: MemoryTable) -> Table:
     table.add_row("sum", f"{sum(rounded) / 100:.2f}", f"{share:.0%} of what may be used", style="bold")
     table.add_row("available", f"{memory.available_bytes / GIB:.2f}", "")
     return table
-
-
-def _rounded(memory: MemoryTable) -> list[int]:
-    """Return the items in hundredths of a GiB such that the printed column adds up to the printed sum.
-
-    What rounding down leaves over goes to the items that it took most from.
-    """
-    exact = [item.num_bytes * 100 / GIB for item in memory.items]
-    parts = [int(value) for value in exact]
-    left = round(memory.total_bytes * 100 / GIB) - sum(parts)
-    by_loss = sorted(range(len(exact)), key=lambda index: parts[index] - exact[index])
-    for index in by_loss[:left]:
-        parts[index] += 1
-    return parts
 
 
 def _decisions_table(plan: ServingPlan | TrainingPlan) -> Table:

@@ -131,3 +131,14 @@ def test_a_table_adds_up() -> None:
     assert (table.total_bytes, table.fits, table.num_bytes("b"), table.num_bytes("c")) == (3 * GIB, True, 2 * GIB, 0)
     assert table.as_sum() == "3.0 GiB (a 1.0, b 2.0)"
     assert not MemoryTable(device="RAM", items=items, available_bytes=3 * GIB - 1).fits
+
+
+def test_rounded_parts_add_up_to_the_rounded_sum() -> None:
+    def table(*gib: float) -> MemoryTable:
+        items = tuple(MemoryItem(name=str(n), num_bytes=int(x * GIB), formula="") for n, x in enumerate(gib))
+        return MemoryTable(device="RAM", items=items, available_bytes=GIB)
+
+    # 0.16 + 0.16 + 0.16 = 0.48: tenths to the nearest are 2 + 2 + 2, the sum is 5
+    assert table(0.16, 0.16, 0.16).rounded(10) == [1, 2, 2]
+    assert table(0.14, 0.14, 0.14).rounded(10) == [2, 1, 1]
+    assert table(0.1, 0.25, 3.0).rounded(100) == [10, 25, 300]
