@@ -155,7 +155,7 @@ def train(
     from train_jobs.submit import stop, submit
 
     job_id = submit(url, "train_jobs.finetune", arguments, files)
-    out.print(f"Job {job_id}; log and resources: {url}/#/jobs/{job_id}")
+    out.print(f"Job {job_id}, shown at {url}/#/jobs/{job_id}", soft_wrap=True)
     try:
         follow_with_bar(url, job_id, out)
     except KeyboardInterrupt:

@@ -146,8 +146,9 @@ def _decisions_table(plan: ServingPlan | TrainingPlan) -> Table:
 def adapters_table(registry: Registry, versions: Sequence[AdapterVersion]) -> Table:
     """Return one row per adapter version; the one that its name means is marked."""
     table = Table(box=None, padding=(0, 1), pad_edge=False)
-    for header in ("adapter", "", "trained", "precision", "r", "held-out loss", "data"):
-        table.add_column(header)
+    table.add_column("adapter", no_wrap=True)
+    for header in ("", "trained", "precision", "r", "held-out loss", "data"):
+        table.add_column(header, no_wrap=True)
     for version in versions:
         manifest = version.manifest
         is_current = registry.alias(version.model, version.name).version == version.version
@@ -155,10 +156,10 @@ def adapters_table(registry: Registry, versions: Sequence[AdapterVersion]) -> Ta
         table.add_row(
             version.served_name,
             Text("current", style="green") if is_current else "",
-            manifest.created_at[:16].replace("T", " "),
+            manifest.created_at[:10],
             manifest.precision,
             str(manifest.adapter.get("r", "")),
             f"{before:.3f} → {after:.3f}" if before is not None and after is not None else "",
-            f"{manifest.data.file} ({manifest.data.num_samples})",
+            manifest.data.file,
         )
     return table

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import shlex
 import sys
 import tempfile
@@ -48,6 +49,8 @@ def follow(dashboard_url: str, job_id: str, on_event: Callable[[dict[str, Any]],
     Raises:
         JobFailed: the job failed or was stopped.
     """
+    # Ray says that it closed the connection when the log has ended, which is what we wait for.
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     client = JobSubmissionClient(dashboard_url)
     last_line = asyncio.run(_read(client, job_id, on_event))
     status = client.get_job_status(job_id)
