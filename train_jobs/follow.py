@@ -24,7 +24,7 @@ def follow_with_bar(dashboard_url: str, job_id: str, console: Console) -> None:
                 progress.update(bar, completed=event["step"], total=event["num_steps"], description=text)
                 # Where no bar can move (a file, CI), a line now and then shows that the work goes on.
                 if not console.is_terminal and event["step"] % max(1, event["num_steps"] // 10) == 0:
-                    console.print(event["text"], highlight=False, markup=False)
+                    console.print(f"step {event['step']}/{event['num_steps']}  {text}", highlight=False)
             elif "text" in event:
                 progress.console.print(event["text"], highlight=False, markup=False, soft_wrap=True)
 
