@@ -18,7 +18,7 @@ from train_jobs.pack import Pack
 
 Item = TypeVar("Item")
 
-EVALUATION_ROWS = 16
+EVALUATION_ROWS = 32
 """Rows of one evaluation pass, which keeps no activations."""
 
 
@@ -57,11 +57,10 @@ def evaluate(pack: Pack, tokenizer: PreTrainedTokenizerBase, *, slot: int | None
 def _held_out_loss(pack: Pack, slot: int | None) -> float:
     total = torch.zeros(1, device=pack.accelerator.device, dtype=torch.float64)
     shortest_first = sorted(pack.job.held_out, key=lambda sample: len(sample.input_ids))
-    module = pack.accelerator.unwrap_model(pack.module)
     for samples in _my_share(pack, shortest_first):
         rows = collate(samples, pad_token_id=pack.pad_token_id, device=pack.accelerator.device)
         with _through(pack, slot, len(samples)):
-            total += module(rows.input_ids, rows.labels, 1)
+            total += pack.loss(rows.input_ids, rows.labels, 1)
     summed = float(pack.accelerator.reduce(total, "sum").item())
     return summed / sum(sample.num_trained_tokens for sample in pack.job.held_out)
 
@@ -76,10 +75,11 @@ def _answers(pack: Pack, tokenizer: PreTrainedTokenizerBase, slot: int | None) -
     return [answer for _, answer in sorted(gather_object(mine))]
 
 
-def _my_share(pack: Pack, items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    """Yield this worker's part of `items` in batches; neighbours stay together, as they are of similar length."""
-    batches = [items[i : i + EVALUATION_ROWS] for i in range(0, len(items), EVALUATION_ROWS)]
-    yield from batches[pack.accelerator.process_index :: pack.accelerator.num_processes]
+def _my_share(pack: Pack, shortest_first: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    """Yield this worker's part in batches. Every worker gets its share of short and long ones, its batches do not."""
+    mine = shortest_first[pack.accelerator.process_index :: pack.accelerator.num_processes]
+    for start in range(0, len(mine), EVALUATION_ROWS):
+        yield mine[start : start + EVALUATION_ROWS]
 
 
 def _through(pack: Pack, slot: int | None, num_rows: int) -> AbstractContextManager[None]:

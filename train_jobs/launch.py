@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 from cluster.errors import UserError
@@ -75,6 +75,7 @@ def launch(job: TrainJob, folder: Path, *, num_workers: int, use_gpu: bool) -> t
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             worker_runtime_env={"env_vars": WORKER_ENV},
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     try:

@@ -48,11 +48,12 @@ class PackLoss(nn.Module):
     def _check_head(self) -> None:
         was_training = self.model.training
         self.model.eval()
-        probe = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
+        probe = torch.arange(4, device=self.model.device)[None]  # [1, 4]
         expected = self.model(input_ids=probe, use_cache=False).logits
         ours = self.model.get_output_embeddings()(self._decode(probe))
         self.model.train(was_training)
-        if not torch.allclose(ours, expected, rtol=1e-3, atol=1e-3):
+        # The same products in other shapes: only rounding, in the base's own type, may differ.
+        if (ours - expected).abs().max() > 0.01 * expected.abs().max():
             raise UnsupportedModelError(
                 f"{type(self.model).__name__} changes its logits after the head; its loss is not supported yet."
             )

@@ -32,8 +32,10 @@ class Pack:
     accelerator: Accelerator
     model: PreTrainedModel
     bank: AdapterBank
+    loss: PackLoss
+    """Around the model."""
     module: nn.Module
-    """`PackLoss` around the model, prepared for several workers."""
+    """`loss`, prepared for several workers."""
     optimizer: torch.optim.Optimizer
     """`PackedAdamW`, prepared."""
     orders: tuple[DataOrder, ...]
@@ -59,17 +61,18 @@ def build_pack(job: TrainJob, model: PreTrainedModel, accelerator: Accelerator, 
         bank.init_slot(k, adapter.spec, seed=adapter.seed)
     if job.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    module = PackLoss(model)
+    loss = PackLoss(model)
     # Every worker loads the base by itself: data parallelism need not send it around.
-    frozen = [name for name, tensor in module.named_parameters() if not tensor.requires_grad]
-    module._ddp_params_and_buffers_to_ignore = frozen + [name for name, _ in module.named_buffers()]  # type: ignore[assignment]
-    module, optimizer = accelerator.prepare(module, PackedAdamW(bank.parameters(), num_slots=len(job.adapters)))
+    frozen = [name for name, tensor in loss.named_parameters() if not tensor.requires_grad]
+    loss._ddp_params_and_buffers_to_ignore = frozen + [name for name, _ in loss.named_buffers()]  # type: ignore[assignment]
+    module, optimizer = accelerator.prepare(loss, PackedAdamW(bank.parameters(), num_slots=len(job.adapters)))
     lengths = tuple(len(sample.input_ids) for sample in job.samples)
     return Pack(
         job=job,
         accelerator=accelerator,
         model=model,
         bank=bank,
+        loss=loss,
         module=module,
         optimizer=optimizer,
         orders=tuple(DataOrder(lengths=lengths, batch_size=job.batch_size, seed=a.seed) for a in job.adapters),

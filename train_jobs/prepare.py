@@ -20,7 +20,7 @@ from train_jobs.tokens import TokenizedData, prompt_ids, tokenize
 
 NUM_CHECKPOINTS = 10
 """Checkpoints over a run: a killed worker costs a tenth of it at most."""
-EXTRA_ANSWER_TOKENS = 16
+EXTRA_ANSWER_TOKENS = 8
 """How much longer than the reference a held-out answer may be."""
 
 
@@ -154,8 +154,9 @@ def _deepspeed_zero(plan: TrainingPlan) -> dict[str, object] | None:
 def describe(card: ModelCard, plan: TrainingPlan, job: TrainJob) -> str:
     """Return the plan in one line."""
     (adapter,) = job.adapters
+    spec = adapter.spec
     return (
-        f"{card.name}: {plan.method} on a base in {plan.precision}, r={adapter.spec.r}, "
-        f"lora_alpha={adapter.spec.lora_alpha}, learning rate {adapter.learning_rate:.1e} "
-        f"({adapter.lr_scheduler_type}), {adapter.num_steps} steps of {job.batch_size} dialogues on {plan.num_workers} workers ({plan.strategy})"
+        f"{card.name}: {plan.method} on a base in {plan.precision}, r={spec.r}, lora_alpha={spec.lora_alpha}, "
+        f"learning rate {adapter.learning_rate:.1e} ({adapter.lr_scheduler_type}), {adapter.num_steps} steps of "
+        f"{job.batch_size} dialogues on {plan.num_workers} workers ({plan.strategy})"
     )

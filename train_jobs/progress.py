@@ -1,6 +1,7 @@
 """What a run says while it runs: a line for people, and the same as JSON for `kajiya train`."""
 
 import json
+import sys
 from dataclasses import asdict, dataclass
 
 PREFIX = "KAJIYA_PROGRESS "
@@ -26,7 +27,7 @@ class StepMetrics:
 
 def announce(event: str, text: str, **values: object) -> None:
     """Print `text` for people, and for programs `event` with the text and `values`."""
-    print(text, flush=True)
+    _write(text)
     _tell(event, text=text, **values)
 
 
@@ -35,9 +36,15 @@ def announce_step(metrics: StepMetrics) -> None:
     rate = metrics.num_tokens / metrics.duration_s
     losses = " ".join(f"{loss:.4f}" for loss in metrics.losses)
     rates = " ".join(f"{lr:.2e}" for lr in metrics.learning_rates)
-    print(f"step {metrics.step}/{metrics.num_steps}  loss {losses}  lr {rates}  {rate:.0f} tokens/s", flush=True)
+    _write(f"step {metrics.step}/{metrics.num_steps}  loss {losses}  lr {rates}  {rate:.0f} tokens/s")
     _tell("step", tokens_per_s=round(rate, 1), **asdict(metrics))
 
 
 def _tell(event: str, **values: object) -> None:
-    print(PREFIX + json.dumps({"event": event, **values}, ensure_ascii=False), flush=True)
+    _write(PREFIX + json.dumps({"event": event, **values}, ensure_ascii=False))
+
+
+def _write(line: str) -> None:
+    # Not `print`: Ray Train replaces it in its workers, and everything would come twice.
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()

@@ -49,9 +49,9 @@ def _metrics(job: TrainJob, outcome: Outcome) -> dict[str, float]:
     return {
         "held_out_loss_before": before.loss,
         "held_out_loss_after": after.loss,
-        "num_right_before": before.num_right,
-        "num_right_after": after.num_right,
-        "num_questions": after.num_questions,
+        "held_out_right_before": before.num_right,
+        "held_out_right_after": after.num_right,
+        "held_out_questions": after.num_questions,
         "training_loss": outcome.history[-1].losses[0],
         "num_steps": job.adapters[0].num_steps,
         "tokens_per_s": sum(step.num_tokens for step in outcome.history) / duration_s,

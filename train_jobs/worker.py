@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from cluster.errors import UserError
 from cluster.models.base import load_base
@@ -23,6 +24,7 @@ def train_loop(config: dict[str, TrainJob]) -> Outcome | Refusal:
     """Load the base, train the job's adapters on it and return how it went; rank 0's value reaches the driver."""
     job = config["job"]
     torch.set_num_threads(job.num_threads)
+    disable_progress_bar()  # of loading weights, once per worker
     accelerator = accelerator_for(job)
     try:
         base = load_base(

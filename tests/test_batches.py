@@ -1,0 +1,50 @@
+"""Batches follow from the seed alone."""
+
+import random
+
+import pytest
+import torch
+
+from train_jobs.batches import DataOrder, chunk, collate
+from train_jobs.tokens import Sample
+
+LENGTHS = tuple(random.Random(0).choices(range(5, 200), k=101))  # noqa: S311 -- lengths, not secrets
+
+
+def test_every_sample_comes_once_an_epoch() -> None:
+    order = DataOrder(lengths=LENGTHS, batch_size=8, seed=3)
+    assert order.steps_per_epoch == 13  # 101 = 12 x 8 + 5
+    for epoch in range(3):
+        batches = [order.batch(epoch * 13 + i) for i in range(13)]
+        assert sorted(i for batch in batches for i in batch) == list(range(101))
+        assert sorted(map(len, batches)) == [5] + [8] * 12
+
+
+def test_the_order_depends_on_seed_and_epoch_only() -> None:
+    order, same, other = (DataOrder(lengths=LENGTHS, batch_size=8, seed=s) for s in (3, 3, 4))
+    assert [order.batch(i) for i in range(30)] == [same.batch(i) for i in range(30)]
+    assert order.batch(20) == same.batch(20)
+    assert [order.batch(i) for i in range(13)] != [other.batch(i) for i in range(13)]
+    assert [order.batch(i) for i in range(13)] != [order.batch(13 + i) for i in range(13)]
+
+
+def test_samples_of_a_batch_are_of_similar_length() -> None:
+    order = DataOrder(lengths=LENGTHS, batch_size=8, seed=3)
+    padded = sum(max(LENGTHS[i] for i in order.batch(s)) * len(order.batch(s)) for s in range(13))
+    assert sum(LENGTHS) / padded > 0.75  # at random it is near 0.55
+
+
+@pytest.mark.parametrize("num_rows", [1, 5, 8, 13])
+@pytest.mark.parametrize("num_chunks", [1, 2, 3, 8])
+def test_chunks_cover_a_batch_evenly(num_rows: int, num_chunks: int) -> None:
+    chunks = [chunk(num_rows, num_chunks, i) for i in range(num_chunks)]
+    assert [row for rows in chunks for row in rows] == list(range(num_rows))
+    assert max(map(len, chunks)) - min(map(len, chunks)) <= 1
+
+
+def test_padding_has_no_label() -> None:
+    samples = [Sample(input_ids=(5, 6, 7), labels=(-100, 6, 7)), Sample(input_ids=(8,), labels=(8,))]
+    rows = collate(samples, pad_token_id=9, device=torch.device("cpu"))
+    assert rows.input_ids.tolist() == [[5, 6, 7], [8, 9, 9]]
+    assert rows.labels.tolist() == [[-100, 6, 7], [8, -100, -100]]
+    assert rows.num_tokens == 4

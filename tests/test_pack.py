@@ -1,0 +1,144 @@
+"""Training steps of a pack: equal to a few-line PEFT loop, and to each adapter's run alone."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from peft import LoraConfig, get_peft_model
+from tiny_models import tiny_llama_folder
+from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
+
+from cluster.catalog import find
+from cluster.model_card import ModelCard, Precision
+from cluster.models.adapter_spec import AdapterSpec
+from cluster.models.base import load_base
+from train_jobs.batches import DataOrder
+from train_jobs.job import AdapterJob, TrainJob
+from train_jobs.pack import Pack, build_pack, train_step
+from train_jobs.tokens import Sample
+
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory: pytest.TempPathFactory) -> ModelCard:
+    return find(str(tiny_llama_folder(tmp_path_factory.mktemp("models") / "tiny")))
+
+
+def samples(count: int) -> tuple[Sample, ...]:
+    generator = torch.Generator().manual_seed(4)
+    made = []
+    for i in range(count):
+        ids = tuple(torch.randint(2, 258, (6 + 3 * (i % 5),), generator=generator).tolist())
+        made.append(Sample(input_ids=ids, labels=(-100,) * (3 + i % 2) + ids[3 + i % 2 :]))
+    return tuple(made)
+
+
+def adapter(seed: int, *, r: int = 4, lr: float = 1e-2, dropout: float = 0.0, steps: int = 8) -> AdapterJob:
+    return AdapterJob(
+        spec=AdapterSpec(r=r, lora_alpha=2 * r, target_modules=LINEARS, lora_dropout=dropout),
+        seed=seed,
+        num_steps=steps,
+        learning_rate=lr,
+        lr_scheduler_type="linear",
+        num_warmup_steps=2,
+        weight_decay=0.1 * seed,
+        max_grad_norm=1.0 / (1 + seed),
+    )
+
+
+def job_of(card: ModelCard, *adapters: AdapterJob, accumulation: int = 1, checkpointing: bool = False) -> TrainJob:
+    return TrainJob(
+        card=card,
+        precision="fp32",
+        compute_dtype="float32",
+        adapters=adapters,
+        samples=samples(11),
+        held_out=samples(3),
+        questions=(),
+        batch_size=4,
+        gradient_accumulation_steps=accumulation,
+        gradient_checkpointing=checkpointing,
+        deepspeed_zero=None,
+        checkpoint_steps=100,
+        num_threads=1,
+    )
+
+
+def pack_of(job: TrainJob) -> Pack:
+    model = load_base(job.card, precision=job.precision).model
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=job.gradient_accumulation_steps)
+    return build_pack(job, model, accelerator, pad_token_id=1)
+
+
+def losses_of(job: TrainJob) -> list[tuple[float, ...]]:
+    pack = pack_of(job)
+    return [train_step(pack, step).losses for step in range(pack.num_steps)]
+
+
+def peft_losses(job: TrainJob) -> list[float]:
+    """Train the job's one adapter with PEFT and torch, from the bank's starting weights, one sample at a time."""
+    (run,) = job.adapters
+    start = pack_of(job).bank
+    config = LoraConfig(r=run.spec.r, lora_alpha=run.spec.lora_alpha, target_modules=list(LINEARS))
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(job.card.model_id), config)
+    for name, layer in start.layers.items():
+        theirs = model.base_model.model.get_submodule(name)
+        theirs.lora_A["default"].weight.data.copy_(layer.lora_A.data[0])
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=run.learning_rate, weight_decay=run.weight_decay)
+    schedule = get_linear_schedule_with_warmup(optimizer, run.num_warmup_steps, run.num_steps)
+    order = DataOrder(lengths=tuple(len(s.input_ids) for s in job.samples), batch_size=4, seed=run.seed)
+    losses = []
+    for step in range(run.num_steps):
+        chosen = [job.samples[i] for i in order.batch(step)]
+        total = torch.zeros(())
+        for sample in chosen:
+            ids, labels = torch.tensor([sample.input_ids]), torch.tensor([sample.labels])
+            logits = model(input_ids=ids).logits
+            total = total + torch.nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:], reduction="sum")
+        loss = total / sum(label != -100 for sample in chosen for label in sample.labels[1:])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(weights, run.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_pack_of_one_equals_a_plain_peft_loop(card: ModelCard, accumulation: int) -> None:
+    job = job_of(card, adapter(1), accumulation=accumulation)
+    expected = peft_losses(job)
+    assert [loss for (loss,) in losses_of(job)] == pytest.approx(expected, abs=1e-5)
+    assert expected[-1] < expected[0] - 0.05
+
+
+@pytest.mark.parametrize("precision", ["fp32", "nf4"])
+def test_each_adapter_of_a_pack_equals_its_run_alone(card: ModelCard, precision: Precision) -> None:
+    runs = [
+        adapter(1, r=4),
+        adapter(2, r=8, lr=3e-3, dropout=0.2, steps=5),
+        adapter(3, r=2, lr=3e-2, dropout=0.1, steps=7),
+    ]
+    jobs = [replace(job_of(card, *pack, accumulation=2), precision=precision) for pack in (runs, *([r] for r in runs))]
+    together, *alone = [losses_of(job) for job in jobs]
+    for step, losses in enumerate(together):
+        expected = [alone[k][step][0] for k, run in enumerate(runs) if step < run.num_steps]
+        assert losses == pytest.approx(expected, abs=1e-5)
+    assert [len(losses) for losses in together] == [3, 3, 3, 3, 3, 2, 2, 1]
+
+
+def test_the_same_seed_gives_the_same_losses_to_the_bit(card: ModelCard) -> None:
+    job = job_of(card, adapter(1, dropout=0.1))
+    assert losses_of(job) == losses_of(job)
+    assert losses_of(job) != losses_of(replace(job, adapters=(adapter(2, dropout=0.1),)))
+
+
+def test_accumulation_and_checkpointing_change_nothing(card: ModelCard) -> None:
+    run = adapter(1, dropout=0.1)
+    expected = [loss for (loss,) in losses_of(job_of(card, run))]
+    for job in (job_of(card, run, accumulation=4), job_of(card, run, checkpointing=True)):
+        assert [loss for (loss,) in losses_of(job)] == pytest.approx(expected, abs=1e-5)

@@ -1,0 +1,107 @@
+"""The packed optimizer against torch's own, adapter by adapter."""
+
+import pytest
+import torch
+from torch import nn
+
+from train_jobs.packed_adamw import PackedAdamW, clip_by_adapter
+
+RATES, DECAYS = [1e-2, 3e-4, 0.1], [0.0, 0.1, 0.5]
+
+
+def gradients(step: int, shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(step)) * 10.0 ** -(step % 3)
+
+
+SHAPES = [(3, 4, 5), (3, 2, 7)]
+
+
+class Twins:
+    """Packed parameters under `PackedAdamW`, and each adapter's own copy under torch's AdamW."""
+
+    def __init__(self) -> None:
+        self.packed = [nn.Parameter(gradients(50 + i, shape)) for i, shape in enumerate(SHAPES)]
+        self.alone = [[nn.Parameter(p.detach()[k].clone()) for p in self.packed] for k in range(3)]
+        self.ours = PackedAdamW(self.packed, num_slots=3)
+        self.ours.param_groups[0] |= {"lr": list(RATES), "weight_decay": list(DECAYS)}
+        self.theirs = [self.fresh(k) for k in range(3)]
+
+    def fresh(self, k: int) -> torch.optim.AdamW:
+        return torch.optim.AdamW(self.alone[k], lr=RATES[k], weight_decay=DECAYS[k])
+
+    def step(self, step: int, active: tuple[int, ...] = (0, 1, 2)) -> None:
+        self.ours.param_groups[0]["active"] = [k in active for k in range(3)]
+        for i, parameter in enumerate(self.packed):
+            parameter.grad = torch.zeros(SHAPES[i])
+            for k in active:
+                parameter.grad[k] = gradients(step + 100 * i + 1000 * k, SHAPES[i][1:])
+                self.alone[k][i].grad = parameter.grad[k].clone()
+        self.ours.step()
+        for k in active:
+            self.theirs[k].step()
+
+    def check(self) -> None:
+        for k in range(3):
+            for parameter, other in zip(self.packed, self.alone[k], strict=True):
+                torch.testing.assert_close(parameter.detach()[k], other.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_each_adapter_moves_as_under_torchs_adamw() -> None:
+    twins = Twins()
+    for step in range(20):
+        twins.step(step)
+    twins.check()
+
+
+def test_a_resting_adapter_stays_and_a_new_one_in_its_place_starts_anew() -> None:
+    twins = Twins()
+    for step in range(6):
+        twins.step(step)
+    before = [p.detach()[1].clone() for p in twins.packed]
+    for step in range(6, 9):
+        twins.step(step, active=(0, 2))
+    assert all(torch.equal(p.detach()[1], old) for p, old in zip(twins.packed, before, strict=True))
+    twins.ours.reset_slot(1)
+    twins.theirs[1] = twins.fresh(1)
+    for step in range(9, 14):
+        twins.step(step)
+    twins.check()
+
+
+def test_one_adapter_may_have_any_shape() -> None:
+    flat, twin = (nn.Parameter(gradients(0, (13,))) for _ in range(2))
+    ours, theirs = PackedAdamW([flat], num_slots=1), torch.optim.AdamW([twin], lr=0.01, weight_decay=0.1)
+    ours.param_groups[0] |= {"lr": [0.01], "weight_decay": [0.1]}
+    for step in range(5):
+        flat.grad, twin.grad = gradients(step, (13,)), gradients(step, (13,))
+        ours.step()
+        theirs.step()
+    torch.testing.assert_close(flat, twin)
+
+
+def test_a_restored_optimizer_goes_on_to_the_bit() -> None:
+    def run(optimizer: PackedAdamW, parameter: nn.Parameter, steps: range) -> None:
+        for step in steps:
+            optimizer.param_groups[0]["lr"] = [0.1, 0.2]
+            parameter.grad = gradients(step, (2, 6))
+            optimizer.step()
+
+    whole, broken = (nn.Parameter(gradients(9, (2, 6))) for _ in range(2))
+    run(PackedAdamW([whole], num_slots=2), whole, range(8))
+    first = PackedAdamW([broken], num_slots=2)
+    run(first, broken, range(3))
+    second = PackedAdamW([broken], num_slots=2)
+    second.load_state_dict(first.state_dict())
+    run(second, broken, range(3, 8))
+    assert torch.equal(whole, broken)
+
+
+def test_clipping_looks_at_one_adapter_at_a_time() -> None:
+    parameters = [nn.Parameter(torch.zeros(2, 1, 2)), nn.Parameter(torch.zeros(2, 3))]
+    parameters[0].grad = torch.tensor([[[3.0, 0.0]], [[0.3, 0.0]]])
+    parameters[1].grad = torch.tensor([[0.0, 4.0, 0.0], [0.0, 0.4, 0.0]])
+    norms = clip_by_adapter(parameters, [1.0, 1.0])
+    assert norms.tolist() == pytest.approx([5.0, 0.5])
+    # a fifth of the first; the second is within its bound
+    assert parameters[0].grad[:, 0, 0].tolist() == pytest.approx([0.6, 0.3], abs=1e-5)
+    assert parameters[1].grad[:, 1].tolist() == pytest.approx([0.8, 0.4], abs=1e-5)
