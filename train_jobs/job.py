@@ -5,6 +5,7 @@ from typing import Literal
 
 from cluster.model_card import ModelCard, Precision
 from cluster.models.adapter_spec import AdapterSpec
+from cluster.presets import SchedulerType
 from train_jobs.tokens import Sample
 
 MAX_GRAD_NORM = 1.0
@@ -20,7 +21,7 @@ class AdapterJob:
     """Of the adapter's start, its order of samples and its dropout."""
     num_steps: int
     learning_rate: float
-    lr_scheduler_type: str
+    lr_scheduler_type: SchedulerType
     num_warmup_steps: int
     weight_decay: float = 0.0
     max_grad_norm: float = MAX_GRAD_NORM

@@ -126,7 +126,7 @@ def build_job(request: Request, plan: TrainingPlan, data: Data) -> TrainJob:
                 seed=request.seed,
                 num_steps=num_steps,
                 learning_rate=plan.learning_rate,
-                lr_scheduler_type=plan.lr_scheduler_type,
+                lr_scheduler_type=plan.learning_rate_preset.lr_scheduler_type,
                 num_warmup_steps=num_warmup_steps,
             ),
         ),
