@@ -82,6 +82,8 @@ def start_ray(*, dashboard_port: int = 8265) -> LocalRay:
     with (Path(temp_dir) / "head.log").open("wb") as log:
         head = subprocess.Popen(
             _head_command(gcs_port, dashboard_port, temp_dir),
+            # A job's `python` is then ours, also where the virtual environment is not activated.
+            env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
