@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from serve_apps.engine import EngineStopped, Progress
 from serve_apps.requests import Job
@@ -20,14 +20,14 @@ class Answering:
         self._runtime = runtime
         self._job = job
         self._slot = slot
-        self._request_ids = [f"{request_id}-{i}" for i in range(len(job.sequences))]
-        self._texts = [TextStream(runtime.decode, job.stop) for _ in job.sequences]
+        self._request_ids = [f"{request_id}-{i}" for i in range(len(job.answers))]
+        self._texts = [TextStream(runtime.decode, job.stop) for _ in job.answers]
         self._running: set[int] = set()
         self._arrived: list[tuple[int, Progress]] = []
         self._has_arrived = asyncio.Event()
 
     def __enter__(self) -> Self:
-        for index, answer in enumerate(self._job.sequences):
+        for index, answer in enumerate(self._job.answers):
             self._running.add(index)
             self._runtime.engine.submit(
                 self._request_ids[index],
@@ -115,12 +115,9 @@ class Answering:
         if not progress.is_finished:
             self._runtime.engine.cancel(self._request_ids[index])
         new += text.finish()
-        is_stopped = text.stopped_by is not None or progress.token_ids[-1:] and self._is_stop(progress.token_ids[-1])
-        reason = "stop" if is_stopped else "length"
+        is_stopped = text.stopped_by is not None or not self._job.stop_token_ids.isdisjoint(progress.token_ids[-1:])
+        reason: Literal["stop", "length"] = "stop" if is_stopped else "length"
         return Piece(index=index, text=new, finish_reason=reason, stop_reason=text.stopped_by)
-
-    def _is_stop(self, token_id: int) -> bool:
-        return token_id in self._job.stop_token_ids
 
 
 def _joined(pieces: list[Piece]) -> list[Piece]:

@@ -7,6 +7,7 @@ prompt gets its own.
 B = requests, H = heads, G = query heads per key/value head, T = query tokens, S = cached tokens, D = head size.
 """
 
+import itertools
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -14,11 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedConfig
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.generation.continuous_batching.cache import PagedAttentionCache, group_layers_by_attn_type
 
-NAME = "kajiya_paged"
-"""What `set_attn_implementation` calls it."""
+DROPS_ARGUMENTS = frozenset({"stablelm"})
+"""Model types whose layers do not hand a pass's arguments to the attention (transformers 5.19): with transformers' own
+functions each token would see only its pass, without an error."""
+_names = (f"kajiya_paged_{i}" for i in itertools.count())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,13 +54,40 @@ class Layout:
     """Where in the cache the keys of all parts lie, in their order; empty when nothing was cached before."""
 
 
-class PerRequestAttention:
-    """The attention function that transformers calls in every layer."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pass:
+    """One forward pass, as all layers see it."""
 
-    def __init__(self) -> None:
-        # The lists in a pass's arguments are the same objects in all of its layers, and hold the pass together.
-        self._source: list[torch.Tensor] | None = None
-        self._layout = Layout(parts=(), read_index=torch.empty(0, dtype=torch.long))
+    cache: PagedAttentionCache
+    write_arguments: dict[str, Any]
+    """What `PagedAttentionCache.update` reads besides keys and values; it changes its copy."""
+    layout: Layout
+
+
+class PerRequestAttention:
+    """The attention function that transformers calls in every layer of one model."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._pass: Pass | None = None
+        name = next(_names)
+        AttentionInterface.register(name, self)
+        model.set_attn_implementation(name)
+        model.register_forward_pre_hook(self._begin, with_kwargs=True)
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002 (torch's)
+        if "cache" not in kwargs:
+            self._pass = None
+            return
+        (read_index,) = kwargs["read_index"]
+        (bounds_k,) = kwargs["cu_seq_lens_k"].values()
+        dtype = kwargs["cache"].dtype
+        layout = lay_out(kwargs["cu_seq_lens_q"].tolist(), bounds_k.tolist(), read_index, dtype)
+        names = ("cu_seq_lens_k", "max_length_k", "write_index")
+        self._pass = Pass(
+            cache=kwargs["cache"],
+            write_arguments={name: kwargs[name] for name in names} | {"read_index": [layout.read_index]},
+            layout=layout,
+        )
 
     def __call__(
         self,
@@ -68,24 +98,19 @@ class PerRequestAttention:
         attention_mask: torch.Tensor | None,  # noqa: ARG002 (the interface's; the layout replaces it)
         *,
         scaling: float | None = None,
-        cache: PagedAttentionCache,
-        cu_seq_lens_q: torch.Tensor,
-        cu_seq_lens_k: dict[str, torch.Tensor],
-        read_index: list[torch.Tensor],
-        **kwargs: Any,
+        **_: Any,
     ) -> tuple[torch.Tensor, None]:
         """Return the attention output [1, T, H, D]; keys and values of the pass are written into the cache."""
-        if read_index is not self._source:
-            (lengths,) = cu_seq_lens_k.values()
-            self._layout = lay_out(cu_seq_lens_q.tolist(), lengths.tolist(), read_index[0], query.dtype)
-            self._source = read_index
-        layout = self._layout
-        update = {**kwargs, "cu_seq_lens_k": cu_seq_lens_k, "read_index": [layout.read_index]}
-        keys, values = cache.update(key, value, module.layer_idx, update)  # [1, H / G, keys read, D]
+        now = self._pass
+        if now is None:
+            raise RuntimeError("this attention runs inside continuous batching only")
+        keys, values = now.cache.update(key, value, module.layer_idx, dict(now.write_arguments))  # [1, H / G, S, D]
         output = torch.empty_like(query.transpose(1, 2))
-        for part in layout.parts:
-            attend = _decode if isinstance(part, Decoding) else _prefill
-            attend(part, query, keys, values, scaling, output)  # type: ignore[arg-type]
+        for part in now.layout.parts:
+            if isinstance(part, Decoding):
+                _decode(part, query, keys, values, scaling, output)
+            else:
+                _prefill(part, query, keys, values, scaling, output)
         return output, None
 
 
@@ -96,17 +121,14 @@ def supports(config: PreTrainedConfig) -> bool:
     return is_full and not any(getattr(config, extra, None) for extra in extras)
 
 
-def register() -> None:
-    """Make the function known to transformers under `NAME`, with a state of its own."""
-    AttentionInterface.register(NAME, PerRequestAttention())
-
-
 def lay_out(bounds_q: list[int], bounds_k: list[int], read_index: torch.Tensor, dtype: torch.dtype) -> Layout:
     """Return the parts of a pass with the query tokens and keys of request i within `bounds[i]` and `bounds[i + 1]`.
 
     Decoding requests share a part when their lengths have the same power of two: padding at most doubles the work.
     """
-    requests = [(q, q_end, k, k_end) for (q, q_end), (k, k_end) in zip(pairwise(bounds_q), pairwise(bounds_k), strict=True)]
+    requests = [
+        (q, q_end, k, k_end) for (q, q_end), (k, k_end) in zip(pairwise(bounds_q), pairwise(bounds_k), strict=True)
+    ]
     if not len(read_index):  # nothing cached: keys and values are those of this pass, in its order
         whole = (Prompt(rows=slice(q, q_end), keys=slice(k, k_end), mask=None) for q, q_end, k, k_end in requests)
         return Layout(parts=tuple(whole), read_index=read_index)
@@ -156,7 +178,12 @@ def _causal_mask(num_new: int, num_cached: int, device: torch.device, dtype: tor
 
 
 def _decode(
-    part: Decoding, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None, out: torch.Tensor
+    part: Decoding,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scaling: float | None,
+    out: torch.Tensor,
 ) -> None:
     num, num_kv, size = len(part.rows), keys.shape[1], query.shape[-1]
     is_all = num == query.shape[2]
@@ -175,7 +202,12 @@ def _decode(
 
 
 def _prefill(
-    part: Prompt, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None, out: torch.Tensor
+    part: Prompt,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scaling: float | None,
+    out: torch.Tensor,
 ) -> None:
     result = scaled_dot_product_attention(
         query[:, :, part.rows],
@@ -187,4 +219,3 @@ def _prefill(
         enable_gqa=query.shape[1] != keys.shape[1],
     )
     out[:, part.rows] = result.transpose(1, 2)
-

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
-import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 from transformers.generation.continuous_batching import ContinuousBatchingManager
 from transformers.generation.continuous_batching.requests import GenerationOutput
@@ -46,16 +45,18 @@ class Progress:
     error: str | None = None
 
 
-class _Manager(ContinuousBatchingManager):
+class _Manager(ContinuousBatchingManager):  # type: ignore[misc] # transformers has no types; there is no other hook
     """transformers' manager, with our attention and the adapters of each pass around its forward call."""
 
     adapters_of_pass: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def switch_to_cb_friendly_attn(self, model: PreTrainedModel, auto_switch_to_flash: bool = True) -> None:  # noqa: FBT001, FBT002
         """Take the per-request attention on a CPU, and what transformers thinks best elsewhere."""
-        if model.device.type == "cpu" and attention.supports(model.config.get_text_config()):
-            attention.register()
-            model.set_attn_implementation(attention.NAME)
+        config = model.config.get_text_config()
+        is_needed = model.device.type == "cpu" or config.model_type in attention.DROPS_ARGUMENTS
+        if is_needed and attention.supports(config):
+            self._original_attn_impl = model.config._attn_implementation  # `stop` puts it back
+            attention.PerRequestAttention(model)
         else:
             super().switch_to_cb_friendly_attn(model, auto_switch_to_flash)
 
@@ -145,10 +146,10 @@ class Engine:
     def num_active_requests(self) -> int:
         """Return how many requests are in the batch or wait for it."""
         processor = self._manager.batch_processor
-        queued = self._manager.input_queue.qsize()
-        if processor is None:
-            return queued
-        return queued + len(processor.scheduler.active_requests) + len(processor.scheduler.waiting_requests)
+        count: int = self._manager.input_queue.qsize()
+        if processor is not None:
+            count += len(processor.scheduler.active_requests) + len(processor.scheduler.waiting_requests)
+        return count
 
     @property
     def bank(self) -> AdapterBank | None:
@@ -196,4 +197,3 @@ def _config(limits: EngineLimits) -> ContinuousBatchingConfig:
         # Admission is bounded by max_num_seqs already, and a margin would keep the last requests waiting.
         safety_margin=0.0,
     )
-

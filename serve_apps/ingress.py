@@ -7,7 +7,6 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.llm.ingress import OpenAiIngress
 from starlette.exceptions import HTTPException
@@ -57,7 +56,7 @@ class Ingress(OpenAiIngress):  # type: ignore[misc] # the constructor and routin
 
     def _describe(self, model: str) -> dict[str, Any]:
         base = model.partition(":")[0]
-        about = {"id": model, "object": "model", "created": _STARTED, "owned_by": "kajiya"}
+        about: dict[str, Any] = {"id": model, "object": "model", "created": _STARTED, "owned_by": "kajiya"}
         return about | self._model_cards[base] | ({"parent": base} if model != base else {})
 
     async def _get_model_id(self, model: str | None) -> str:
@@ -101,7 +100,7 @@ def make_app() -> FastAPI:
     app.add_exception_handler(Refusal, _refused)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _invalid)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _http_error)  # type: ignore[arg-type]
-    app.add_exception_handler(RayActorError, _replica_lost)  # type: ignore[arg-type]
+    app.add_exception_handler(RayActorError, _replica_lost)
     app.add_exception_handler(Exception, _failed)
     return app
 
@@ -133,4 +132,4 @@ async def _replica_lost(_: Request, error: RayActorError) -> JSONResponse:  # no
 
 
 async def _failed(_: Request, error: Exception) -> JSONResponse:  # noqa: ARG001 (Starlette logs it after this)
-    return _error(500, f"Internal error; the server's log has it (request {serve.context._get_serve_request_context().request_id}).")
+    return _error(500, "Internal error; the server's log has it.")

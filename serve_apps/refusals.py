@@ -23,4 +23,5 @@ class Refusal(UserError, ValueError):
 
 def unsupported(param: str, instead: str) -> Refusal:
     """Return the refusal of a field that this engine does not know; `instead` is the way out."""
-    return Refusal(f"{param} is not supported by this model's engine; {instead}.", param=param, code="unsupported_parameter")
+    message = f"{param} is not supported by this model's engine; {instead}."
+    return Refusal(message, param=param, code="unsupported_parameter")

@@ -1,7 +1,6 @@
 """From OpenAI's request bodies to prompt tokens and sampling; what cannot be done is refused by name."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jinja2 import TemplateError
@@ -14,10 +13,10 @@ from serve_apps.sampling import Sampling
 GREEDY_BELOW = 1e-5
 """Lower temperatures are greedy, as in vLLM: scores divided by them overflow."""
 MAX_STOPS = 16
-SUPPORTED = frozenset(
-    "messages prompt model max_tokens max_completion_tokens n seed stop stop_token_ids ignore_eos stream stream_options "
-    "temperature top_p top_k repetition_penalty".split()
-)
+SUPPORTED = frozenset({"messages", "prompt", "model", "stream", "stream_options"}) | {
+    *("max_tokens", "max_completion_tokens", "n", "stop", "stop_token_ids", "ignore_eos"),
+    *("temperature", "top_p", "top_k", "repetition_penalty", "seed"),
+}
 HARMLESS = frozenset({"user", "request_id", "session_id"})
 """Fields that name somebody or something and change no answer."""
 
@@ -46,11 +45,11 @@ class Answer:
 class Job:
     """A whole request: its answers in the order of their index."""
 
-    sequences: tuple[Answer, ...]
+    answers: tuple[Answer, ...]
     num_prompt_tokens: int
     """Each prompt counted once, whatever `n`."""
     stop: tuple[str, ...]
-    stop_token_ids: tuple[int, ...]
+    stop_token_ids: frozenset[int]
     is_stream: bool
     is_usage_streamed: bool
 
@@ -161,14 +160,14 @@ def _job(
     if options is not None and vars(options)["continuous_usage_stats"]:
         raise unsupported("stream_options.continuous_usage_stats", "use include_usage")
     return Job(
-        sequences=tuple(
+        answers=tuple(
             Answer(prompt_ids=ids, max_tokens=_max_tokens(ids, wanted, limits), sampling=_nth(sampling, i))
             for ids in prompts
             for i in range(n)
         ),
         num_prompt_tokens=sum(map(len, prompts)),
         stop=_stops(fields["stop"]),
-        stop_token_ids=(*stop_token_ids, *(fields["stop_token_ids"] or ())),
+        stop_token_ids=frozenset((*stop_token_ids, *(fields["stop_token_ids"] or ()))),
         is_stream=bool(fields["stream"]),
         is_usage_streamed=options is not None and bool(options.include_usage),
     )
@@ -198,16 +197,10 @@ def _nth(sampling: Sampling, index: int) -> Sampling:
     """Return the sampling of answer `index`: the answers to one seed differ, and are the same again next time."""
     if sampling.seed is None or index == 0:
         return sampling
-    return Sampling(
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        repetition_penalty=sampling.repetition_penalty,
-        seed=(sampling.seed + index) % 2**63,
-    )
+    return replace(sampling, seed=(sampling.seed + index) % 2**63)
 
 
-def _max_tokens(prompt_ids: Sequence[int], wanted: int | None, limits: ModelLimits) -> int:
+def _max_tokens(prompt_ids: list[int], wanted: int | None, limits: ModelLimits) -> int:
     room = limits.max_model_len - len(prompt_ids)
     if room < (wanted or 1):
         raise Refusal(

@@ -65,7 +65,9 @@ class BatchSampler:
         self._rows: list[RequestState] = []
         self.slot_of_token = torch.empty(0, dtype=torch.long)  # [T]
 
-    def prepare_tensor_args(self, requests_in_batch: list[FutureRequestState], arg_storage: torch.Tensor) -> torch.Tensor:
+    def prepare_tensor_args(
+        self, requests_in_batch: list[FutureRequestState], arg_storage: torch.Tensor
+    ) -> torch.Tensor:
         """Note who is in the pass that is being prepared; transformers runs it right after."""
         self._rows = [request.state for request in requests_in_batch if request.has_new_token]
         slots = torch.tensor([_route(request.state).slot for request in requests_in_batch])
@@ -81,7 +83,7 @@ class BatchSampler:
     def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
         """Do nothing: no arguments travel in tensors."""
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, args: torch.Tensor) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, args: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """Return scores [R, V] whose argmax is each row's choice."""
         for row, state in enumerate(self._rows):
             route = _route(state)
@@ -122,9 +124,7 @@ def draw(scores: torch.Tensor, sampling: Sampling, generator: torch.Generator) -
     return best if candidates is None else int(candidates[best])
 
 
-def nucleus(
-    scores: torch.Tensor, candidates: torch.Tensor | None, top_p: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def nucleus(scores: torch.Tensor, candidates: torch.Tensor | None, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the scores and tokens of the smallest set that holds `top_p` of the probability.
 
     A sort of a whole vocabulary costs milliseconds, and the nucleus is nearly always small: the likeliest tokens are

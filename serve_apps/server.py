@@ -95,7 +95,7 @@ class TransformersServer:
                 yield await _whole(answering, job, head)
 
     async def _stream(self, answering: Answering, job: Job, head: Head) -> AsyncIterator[str]:
-        opening = responses.role_events(head, len(job.sequences))
+        opening = responses.role_events(head, len(job.answers))
         self._num_streams += 1
         try:
             async for pieces in answering.pieces(self._event_interval_s):
