@@ -6,6 +6,7 @@ B = rows, T = tokens, K = slots, R = largest rank, N = tokens of one block of ro
 import torch
 from torch import nn
 
+from cluster.models.lora_linear import LoraLinear
 from cluster.models.routing import Routing, Rows, Tokens
 
 
@@ -33,32 +34,40 @@ class BankedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return [B, T, d_out] for `x` [B, T, d_in]."""
-        result: torch.Tensor = self.base_layer(x)
         match self.routing.current:
             case Rows() as rows:
-                return self._add_rows(x, result, rows)
+                return self._through_rows(x, rows)
             case Tokens(slots=(_, *_)) as tokens:
-                return self._add_tokens(x, result, tokens)
+                return self._add_tokens(x, self.base_layer(x), tokens)
             case _:
+                result: torch.Tensor = self.base_layer(x)
                 return result
 
-    def _add_rows(self, x: torch.Tensor, result: torch.Tensor, rows: Rows) -> torch.Tensor:
+    def _through_rows(self, x: torch.Tensor, rows: Rows) -> torch.Tensor:
         if x.shape[0] != rows.num_rows:
             raise ValueError(f"{x.shape[0]} rows in the pass, {rows.num_rows} in its routing")
-        if rows.dropout:
-            x = x * dropout_mask(x, rows, self.index)
+        blocks = len(rows.slots)
+        per_adapter = x.reshape(blocks, -1, x.shape[-1])  # [K, N, d_in]
+        mask = dropout_mask(x, rows, self.index).view_as(per_adapter) if rows.dropout else None
         lora_a: torch.Tensor = self.lora_A
         lora_b: torch.Tensor = self.lora_B
         if rows.slots != tuple(range(len(lora_a))):
             chosen = torch.tensor(rows.slots, device=lora_a.device)
             lora_a, lora_b = lora_a.index_select(0, chosen), lora_b.index_select(0, chosen)
-        blocks = len(rows.slots)
-        x = x.reshape(blocks, -1, x.shape[-1]).to(lora_a.dtype)
-        if blocks == 1:  # plain LoRA costs plain products
-            hidden = (x[0] @ lora_a[0].T) * rows.scaling[0]  # [N, R]
-            return _plus(result, hidden, lora_b[0])
-        hidden = torch.bmm(x, lora_a.transpose(1, 2)) * rows.scaling  # [K, N, R]
-        return _plus(result, hidden, lora_b)
+        if self._is_plain(x):
+            layer = self.base_layer
+            result: torch.Tensor = LoraLinear.apply(  # type: ignore[no-untyped-call]
+                per_adapter, layer.weight, layer.bias, lora_a, lora_b, rows.scaling, mask
+            )
+            return result.view(*x.shape[:-1], -1)
+        adapted = (per_adapter if mask is None else per_adapter * mask).to(lora_a.dtype)
+        hidden = torch.bmm(adapted, lora_a.transpose(1, 2)) * rows.scaling  # [K, N, R]
+        return _plus(self.base_layer(x), hidden, lora_b)
+
+    def _is_plain(self, x: torch.Tensor) -> bool:
+        """Say whether base and adapters compute in one type, without quantization or autocast in between."""
+        is_linear = type(self.base_layer) is nn.Linear
+        return is_linear and x.dtype == self.lora_A.dtype == self.base_layer.weight.dtype and not _is_autocast(x)
 
     def _add_tokens(self, x: torch.Tensor, result: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         lora_a, lora_b = self._pack(tokens)  # [S, d_in], [S, d_out]
@@ -82,6 +91,10 @@ class BankedLinear(nn.Module):
             lora_b = torch.cat([self.lora_B.detach()[slot, :r] for slot, r in parts])
             self._packed, self._packed_key = (lora_a, lora_b), key
         return self._packed
+
+
+def _is_autocast(x: torch.Tensor) -> bool:
+    return bool(torch.is_autocast_enabled(x.device.type))
 
 
 def _plus(result: torch.Tensor, hidden: torch.Tensor, lora_b: torch.Tensor) -> torch.Tensor:
