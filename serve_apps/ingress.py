@@ -11,6 +11,7 @@ from ray.exceptions import RayActorError
 from ray.serve.llm.ingress import OpenAiIngress
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from vllm.exceptions import VLLMClientError
 
 from cluster.errors import UserError
 from cluster.registry import Registry
@@ -57,7 +58,8 @@ class Ingress(OpenAiIngress):  # type: ignore[misc] # the constructor and routin
     def _describe(self, model: str) -> dict[str, Any]:
         base = model.partition(":")[0]
         about: dict[str, Any] = {"id": model, "object": "model", "created": _STARTED, "owned_by": "kajiya"}
-        return about | self._model_cards[base] | ({"parent": base} if model != base else {})
+        about.update(self._model_cards[base])
+        return about | ({"parent": base} if model != base else {})
 
     async def _get_model_id(self, model: str | None) -> str:
         known = ", ".join(sorted(self._model_cards))
@@ -99,6 +101,7 @@ def make_app() -> FastAPI:
     app = FastAPI(title="Kajiya", docs_url=None, redoc_url=None)
     app.add_exception_handler(Refusal, _refused)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _invalid)  # type: ignore[arg-type]
+    app.add_exception_handler(VLLMClientError, _invalid_for_vllm)
     app.add_exception_handler(HTTPException, _http_error)  # type: ignore[arg-type]
     app.add_exception_handler(RayActorError, _replica_lost)
     app.add_exception_handler(Exception, _failed)
@@ -121,6 +124,12 @@ async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
     path = [part for part in first["loc"] if part != "body"]
     field = ".".join(map(str, path[:1])) or None
     return _error(400, f"{field or 'The body'} is not valid: {first['msg']}.", field)
+
+
+async def _invalid_for_vllm(_: Request, error: VLLMClientError) -> JSONResponse:
+    # The request classes are vLLM's. Their own checks raise this, which pydantic does not take for a validation error.
+    message = str(error.args[0]) if error.args else type(error).__name__
+    return _error(400, message, getattr(error, "parameter", None))
 
 
 async def _http_error(_: Request, error: HTTPException) -> JSONResponse:

@@ -109,9 +109,11 @@ def refuse_unsupported(request: BaseModel) -> None:
     for name in sorted(request.model_extra or {}):
         if request.model_extra and request.model_extra[name] is not None:
             raise Refusal(f"Unknown field {name!r}; leave it out.", param=name, code="unknown_parameter")
-    for name in sorted(request.model_fields_set & type(request).model_fields.keys() - SUPPORTED - HARMLESS):
+    for name, field in type(request).model_fields.items():
+        if name not in request.model_fields_set or name in SUPPORTED | HARMLESS:
+            continue
         value = vars(request)[name]
-        default = type(request).model_fields[name].get_default(call_default_factory=True)
+        default = field.get_default(call_default_factory=True)
         is_empty = value is None or value == default or value in ([], {}, "")
         if not is_empty and not _is_plain_text(name, value):
             raise unsupported(name, "leave it out")
@@ -155,8 +157,6 @@ def _job(
     sampling = _sampling(fields, limits.defaults)
     stop_token_ids = () if fields["ignore_eos"] else limits.stop_token_ids
     options = fields["stream_options"]
-    if options is not None and not fields["stream"]:
-        raise Refusal("stream_options needs stream=true.", param="stream_options")
     if options is not None and vars(options)["continuous_usage_stats"]:
         raise unsupported("stream_options.continuous_usage_stats", "use include_usage")
     return Job(

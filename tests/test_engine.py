@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from greedy import answer, assert_same, generate, limits
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
@@ -20,7 +21,6 @@ from transformers import (
 
 from serve_apps.engine import Engine, EngineStopped, Progress
 from serve_apps.sampling import Sampling
-from greedy import answer, assert_same, generate, limits
 
 NUM_TOKENS = 12
 SMALL = {
@@ -81,6 +81,28 @@ def test_twenty_requests_at_once_answer_as_generate_does(name: str) -> None:
     finally:
         engine.stop()
     for prompt, our, their in zip(PROMPTS, ours, theirs, strict=True):
+        assert_same(model, prompt, our, their)
+
+
+def test_the_embedded_model_in_4_bit_answers_twenty_prompts_as_generate_does(smollm2: Path) -> None:
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    model = AutoModelForCausalLM.from_pretrained(
+        smollm2, dtype=torch.float32, quantization_config=quantization, device_map={"": "cpu"}
+    ).eval()
+    num_tokens, prompts = 4, [prompt[:12] for prompt in PROMPTS]  # one row in 4 bit takes half a second a token
+    theirs = [generate(model, prompt, num_tokens) for prompt in prompts]
+    engine = Engine(model, limits())
+    engine.start()
+
+    async def ask_all() -> list[list[int]]:
+        asked = (answer(engine, ids, name=f"{i}", num_tokens=num_tokens) for i, ids in enumerate(prompts))
+        return await asyncio.gather(*asked)
+
+    try:
+        ours = asyncio.run(ask_all())
+    finally:
+        engine.stop()
+    for prompt, our, their in zip(prompts, ours, theirs, strict=True):
         assert_same(model, prompt, our, their)
 
 
