@@ -107,7 +107,12 @@ def test_a_killed_worker_costs_nothing_but_time(job: TrainJob, undisturbed: Outc
 
 def test_deepspeed_agrees_with_plain_data_parallelism(job: TrainJob, undisturbed: Outcome) -> None:
     pytest.importorskip("deepspeed")
-    zero: dict[str, object] = {"stage": 2, "overlap_comm": True, "contiguous_gradients": True, "reduce_bucket_size": 1_000_000}
+    zero: dict[str, object] = {
+        "stage": 2,
+        "overlap_comm": True,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": 1_000_000,
+    }
     assert losses(outcome_of(replace(job, deepspeed_zero=zero))) == pytest.approx(losses(undisturbed), abs=1e-4)
 
 

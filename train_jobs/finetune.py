@@ -3,10 +3,8 @@
 ray job submit -- python -m train_jobs.finetune --model smollm2-135m-instruct --data chats.jsonl --name support
 """
 
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 
 from cluster.catalog import find
 from cluster.errors import UserError
@@ -16,6 +14,7 @@ from cluster.plan import plan_training
 from cluster.registry import AdapterVersion, check_name
 from train_jobs.arguments import Request, read_arguments
 from train_jobs.data import read_dialogues
+from train_jobs.interrupt import treat_sigterm_as_ctrl_c
 from train_jobs.progress import announce
 
 
@@ -68,7 +67,7 @@ def finetune(request: Request) -> AdapterVersion:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; an error of the user's is one line on stderr and exit code 2, `--debug` shows where."""
-    signal.signal(signal.SIGTERM, _as_ctrl_c)  # how `ray job stop` ends a job
+    treat_sigterm_as_ctrl_c()
     try:
         finetune(read_arguments(argv))
     except UserError as error:
@@ -80,10 +79,6 @@ def main(argv: Sequence[str]) -> int:
         print("error: stopped; nothing was registered", file=sys.stderr, flush=True)
         return 130
     return 0
-
-
-def _as_ctrl_c(_signum: int, _frame: FrameType | None) -> None:
-    signal.raise_signal(signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from ray.train.torch import TorchTrainer
 
 from cluster.errors import UserError
 from cluster.home import kajiya_home
+from train_jobs.interrupt import treat_sigterm_as_ctrl_c
 from train_jobs.job import TrainJob
 from train_jobs.loop import Outcome
 from train_jobs.worker import Refusal, train_loop
@@ -62,6 +63,7 @@ def launch(job: TrainJob, folder: Path, *, num_workers: int, use_gpu: bool) -> t
         TooFewResourcesError: More workers than the cluster has cores or GPUs for.
     """
     ray.init(ignore_reinit_error=True)
+    treat_sigterm_as_ctrl_c()
     _ensure_resources(num_workers, use_gpu=use_gpu)
     trainer = TorchTrainer(
         train_loop,
