@@ -75,7 +75,7 @@ def _wait(url: str, is_alive: Callable[[], bool]) -> None:
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline and is_alive():
         try:
-            if httpx.get(f"{url}/v1/models", timeout=5).is_success:
+            if httpx.get(f"{url}/health", timeout=5).is_success:
                 return
         except httpx.TransportError:
             time.sleep(0.2)
