@@ -146,7 +146,7 @@ def _decisions_table(plan: ServingPlan | TrainingPlan) -> Table:
 def adapters_table(registry: Registry, versions: Sequence[AdapterVersion]) -> Table:
     """Return one row per adapter version; the one that its name means is marked."""
     table = Table(box=None, padding=(0, 1), pad_edge=False)
-    table.add_column("adapter", no_wrap=True)
+    table.add_column("adapter", overflow="fold")
     for header in ("", "trained", "precision", "r", "held-out loss", "data"):
         table.add_column(header, no_wrap=True)
     for version in versions:
