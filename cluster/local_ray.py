@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from cluster.errors import UserError
-from cluster.home import kajiya_home
+from cluster.home import kajiya_home, make_home_folder
 
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 8.0
@@ -60,7 +60,7 @@ def running_ray() -> LocalRay | None:
     try:
         ray = LocalRay(**json.loads(_state_file().read_text()))
         alive = abs(psutil.Process(ray.pid).create_time() - ray.created_s) < 1
-    except (FileNotFoundError, psutil.NoSuchProcess):
+    except (FileNotFoundError, NotADirectoryError, psutil.NoSuchProcess):
         return None
     return ray if alive else None
 
@@ -73,10 +73,10 @@ def start_ray(*, dashboard_port: int = 8265) -> LocalRay:
         RayDidNotStart: with the end of the head's log.
     """
     ensure_port_free(dashboard_port, "the Ray dashboard", "--dashboard-port")
+    make_home_folder()
     if not TOKEN_FILE.expanduser().is_file():
         subprocess.run([_ray(), "get-auth-token", "--generate"], check=True, capture_output=True)
     use_token()
-    _state_file().parent.mkdir(parents=True, exist_ok=True)
     temp_dir = tempfile.mkdtemp(prefix="kajiya-ray-")
     gcs_port = _free_port()
     with (Path(temp_dir) / "head.log").open("wb") as log:

@@ -81,5 +81,13 @@ def test_a_port_in_use_is_named_before_ray_is_started() -> None:
     assert "--port" in done.stderr
 
 
+def test_a_home_that_cannot_be_written_is_named_before_ray_is_started(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = kajiya("up", "--dashboard-port", "18265", "--port", "18000", KAJIYA_HOME=str(tmp_path / "file" / "home"))
+    assert done.returncode == 2
+    assert "set KAJIYA_HOME" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_doctor_finds_the_embedded_model() -> None:
     assert "SmolLM2-135M-Instruct" in kajiya("doctor").stdout

@@ -12,7 +12,7 @@ from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig,
 from ray.train.torch import TorchTrainer
 
 from cluster.errors import UserError
-from cluster.home import kajiya_home
+from cluster.home import make_home_folder
 from train_jobs.interrupt import treat_sigterm_as_ctrl_c
 from train_jobs.job import TrainJob
 from train_jobs.loop import Outcome
@@ -40,14 +40,10 @@ def run_folder(name: str) -> Iterator[Path]:
     """Yield a new folder for the checkpoints of a run, gone when the run has ended, well or not.
 
     Raises:
-        UserError: It cannot be made.
+        HomeNotWritable: It cannot be made.
     """
-    root = kajiya_home() / "runs"
-    folder = root / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"Cannot write {root} ({error.strerror}); set KAJIYA_HOME to a folder you can write.") from None
+    folder = make_home_folder("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    folder.mkdir()
     try:
         yield folder
     finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from cluster.errors import UserError
-from cluster.home import kajiya_home
+from cluster.home import kajiya_home, make_home_folder
 
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -40,7 +40,7 @@ def embedded_folder() -> Path:
     folder = kajiya_home() / "models" / "smollm2-135m-instruct"
     if not folder.exists():
         source = embedded_gguf()
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_home_folder("models")
         # Several workers may start at once: one converts, the others wait for its folder.
         with FileLock(folder.with_suffix(".lock")):
             if not folder.exists():
