@@ -20,6 +20,8 @@ from train_jobs.tokens import TokenizedData, prompt_ids, tokenize
 
 NUM_CHECKPOINTS = 10
 """Checkpoints over a run: a killed worker costs a tenth of it at most."""
+MIN_STEPS_PER_EPOCH = 10
+"""Below it the batch is large for the data: few updates teach little."""
 EXTRA_ANSWER_TOKENS = 8
 """How much longer than the reference a held-out answer may be."""
 
@@ -105,6 +107,13 @@ def build_job(request: Request, plan: TrainingPlan, data: Data) -> TrainJob:
     if plan.zero_stage > 2:
         raise UnsupportedPlanError(f"ZeRO stage {plan.zero_stage} is not built yet; use --set zero_stage=2 or ddp.")
     steps_per_epoch = -(-len(data.train.samples) // plan.effective_batch_size)
+    if steps_per_epoch < MIN_STEPS_PER_EPOCH and plan.effective_batch_size > 2 * plan.num_workers:
+        announce(
+            "warning",
+            f"A pass over {len(data.train.samples)} dialogues is only {steps_per_epoch} "
+            f"step{'s' * (steps_per_epoch != 1)} of {plan.effective_batch_size}; little data wants smaller batches, such as "
+            f"--set micro_batch_size=2 --set gradient_accumulation_steps=1",
+        )
     num_steps = request.max_steps or max(1, round(request.epochs * steps_per_epoch))
     num_warmup_steps, message = plan.learning_rate_preset.clamp(num_steps)
     if message:
