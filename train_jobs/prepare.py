@@ -111,8 +111,8 @@ def build_job(request: Request, plan: TrainingPlan, data: Data) -> TrainJob:
         announce(
             "warning",
             f"A pass over {len(data.train.samples)} dialogues is only {steps_per_epoch} "
-            f"step{'s' * (steps_per_epoch != 1)} of {plan.effective_batch_size}; little data wants smaller batches, such as "
-            f"--set micro_batch_size=2 --set gradient_accumulation_steps=1",
+            f"step{'s' * (steps_per_epoch != 1)} of {plan.effective_batch_size}; little data wants smaller "
+            f"batches, such as --set micro_batch_size=2 --set gradient_accumulation_steps=1",
         )
     num_steps = request.max_steps or max(1, round(request.epochs * steps_per_epoch))
     num_warmup_steps, message = plan.learning_rate_preset.clamp(num_steps)
