@@ -91,8 +91,16 @@ def register(base: Path, folder: Path, *, name: str, seed: int, fingerprint: str
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def registry_of_the_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A registry without other tests' adapters; the replicas inherit the variable."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KAJIYA_REGISTRY", str(tmp_path_factory.mktemp("registry")))
+        yield
+
+
 @pytest.fixture(scope="module")
-def adapters(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def adapters(registry_of_the_module: None, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("adapters")
     return {name: register(tiny, home / name, name=name, seed=i) for i, name in enumerate(("shop", "poet"))}
 
