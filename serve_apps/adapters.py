@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from cluster.errors import UserError
 from cluster.model_card import ModelCard
@@ -12,6 +13,7 @@ from cluster.models.fingerprint import base_fingerprint
 from cluster.registry import AdapterVersion, Registry, UnknownAdapter
 from serve_apps.engine import Engine
 from serve_apps.refusals import Refusal
+from serve_apps.token_engine import AdapterLoader
 
 Key = tuple[str, str]
 """Served name and content: a name that was removed and given again is another adapter."""
@@ -19,7 +21,7 @@ Key = tuple[str, str]
 
 @dataclass(kw_only=True, slots=True)
 class Slot:
-    """One place in the bank."""
+    """One place for an adapter in the engine."""
 
     index: int
     num_users: int = 0
@@ -34,17 +36,32 @@ class Lease:
     slot: int
 
 
-class AdapterSlots:
-    """Leases the slots of an engine's bank to requests."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BankLoader:
+    """The transformers engine's adapters: slots of a bank, which the model gets with the first one."""
 
-    def __init__(
-        self, engine: Engine, card: ModelCard, registry: Registry, *, max_loras: int, max_lora_rank: int
-    ) -> None:
-        self._engine = engine
+    engine: Engine
+    max_loras: int
+    max_lora_rank: int
+    target_modules: tuple[str, ...]
+
+    def load(self, slot: int, version: AdapterVersion, folder: Path) -> None:  # noqa: ARG002
+        """Put the adapter into the bank; raises `AdapterFilesError`."""
+        bank = self.engine.bank or self.engine.attach_bank(
+            num_slots=self.max_loras, max_r=self.max_lora_rank, target_modules=self.target_modules
+        )
+        with self.engine.paused():
+            bank.load_slot(slot, folder)
+
+
+class AdapterSlots:
+    """Leases the slots of an engine to requests."""
+
+    def __init__(self, loader: AdapterLoader, card: ModelCard, registry: Registry, *, max_loras: int) -> None:
+        self._loader = loader
         self._card = card
         self._registry = registry
         self._max_loras = max_loras
-        self._max_lora_rank = max_lora_rank
         self._fingerprint: str | None = None
         self._loaded: OrderedDict[Key, Slot] = OrderedDict()  # the least recently used first
         self._changed = asyncio.Condition()
@@ -124,9 +141,4 @@ class AdapterSlots:
                 param="model",
                 code="adapter_unusable",
             )
-        folder = self._registry.fetch(version)
-        bank = self._engine.bank or self._engine.attach_bank(
-            num_slots=self._max_loras, max_r=self._max_lora_rank, target_modules=self._card.target_modules
-        )
-        with self._engine.paused():
-            bank.load_slot(index, folder)
+        self._loader.load(index, version, self._registry.fetch(version))

@@ -10,16 +10,17 @@ from transformers import PreTrainedTokenizerBase
 from cluster.models.base import LoadedBase, load_base
 from cluster.plan import ServingPlan
 from cluster.registry import Registry
-from serve_apps.adapters import AdapterSlots
+from serve_apps.adapters import AdapterSlots, BankLoader
 from serve_apps.engine import Engine, EngineLimits
 from serve_apps.requests import ModelLimits, default_sampling
+from serve_apps.token_engine import TokenEngine
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Runtime:
     """The parts of a running replica."""
 
-    engine: Engine
+    engine: TokenEngine
     tokenizer: PreTrainedTokenizerBase
     adapters: AdapterSlots
     limits: ModelLimits
@@ -51,9 +52,13 @@ def start_runtime(plan: ServingPlan) -> Runtime:
     )
     engine = Engine(base.model, limits)
     engine.start()
-    slots = AdapterSlots(
-        engine, plan.card, Registry.default(), max_loras=plan.max_loras, max_lora_rank=plan.max_lora_rank
+    loader = BankLoader(
+        engine=engine,
+        max_loras=plan.max_loras,
+        max_lora_rank=plan.max_lora_rank,
+        target_modules=plan.card.target_modules,
     )
+    slots = AdapterSlots(loader, plan.card, Registry.default(), max_loras=plan.max_loras)
     return Runtime(engine=engine, tokenizer=base.tokenizer, adapters=slots, limits=model_limits(base, plan))
 
 

@@ -13,7 +13,6 @@ from pydantic import BaseModel
 from ray.serve.llm import LLMConfig
 from ray.serve.llm.openai_api_models import ChatCompletionResponse, CompletionResponse, ErrorResponse
 
-from cluster.plan import ServingPlan
 from serve_apps import responses
 from serve_apps.answers import Answering
 from serve_apps.refusals import Refusal
@@ -29,10 +28,9 @@ MAX_EVENT_INTERVAL_S = 0.25
 class TransformersServer:
     """Answers chat and completions; the methods are those that Ray's ingress and Serve call (`LLMServerProtocol`)."""
 
-    def __init__(self, llm_config: LLMConfig) -> None:
+    def __init__(self, llm_config: LLMConfig, runtime: Runtime | None = None) -> None:
         self._llm_config = llm_config
-        plan: ServingPlan = llm_config.engine_kwargs["plan"]
-        self._runtime: Runtime = start_runtime(plan)
+        self._runtime = runtime or start_runtime(llm_config.engine_kwargs["plan"])
         self._ids = itertools.count()
         self._num_streams = 0
 
