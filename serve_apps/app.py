@@ -29,14 +29,14 @@ def build(args: ServeArgs) -> Application:
     """
     hardware = declared(gpu=args.gpu, num_gpus=args.num_gpus) if args.gpu else detect()
     wishes = [ModelArgs(model=model) if isinstance(model, str) else model for model in args.models]
-    configs = [llm_config_of(plan_of(wish, hardware), num_replicas=wish.num_replicas) for wish in wishes]
+    configs = [llm_config_of(plan_of(wish, hardware), wish) for wish in wishes]
     return application(configs)
 
 
 def plan_of(wish: ModelArgs, hardware: Hardware) -> ServingPlan:
     """Return the plan for one model, whose files are known to be within reach."""
     card = find(wish.model)
-    plan = plan_serving(card, hardware, **wish.model_dump(exclude={"model", "num_replicas"}))
+    plan = plan_serving(card, hardware, **wish.planned())
     ensure_available(card)
     return plan
 

@@ -1,9 +1,16 @@
 """What a Serve config may say to `serve_apps.app:build`."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any, Self
 
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cluster.errors import UserError
 from cluster.model_card import Precision
 from cluster.plan import Engine
+
+
+class BadReplicas(UserError, ValueError):
+    """Numbers of replicas that exclude each other."""
 
 
 class ModelArgs(BaseModel):
@@ -22,7 +29,43 @@ class ModelArgs(BaseModel):
     num_adapters: int | None = Field(default=None, ge=0)
     """Adapters in a replica's memory at a time."""
     max_lora_rank: int | None = Field(default=None, gt=0)
-    num_replicas: int = Field(default=1, gt=0)
+    min_replicas: int | None = Field(default=None, ge=0)
+    """Replicas that are there without load; 1 by default. At 0, a model that nobody asks gives its GPU back, and the
+    next request waits until it is loaded again."""
+    max_replicas: int | None = Field(default=None, gt=0)
+    """Replicas at full load; by default as many as one node of the planned kind holds."""
+    num_replicas: int | None = Field(default=None, gt=0)
+    """A fixed number, in place of the two."""
+    wake_timeout_s: float = Field(default=120, gt=0)
+    """How long a request may wait for a replica with room, for instance while the first one loads; then it is answered
+    with 503 and Retry-After."""
+    max_queued_requests: int = Field(default=256, gt=0)
+    """Requests that may wait for a replica with room; more are answered with 429 and Retry-After."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_replicas(self.model, self.min_replicas, self.max_replicas, self.num_replicas)
+        return self
+
+    def planned(self) -> dict[str, Any]:
+        """Return the wishes that the plan takes; the others concern the deployment around it."""
+        return self.model_dump(include=PLANNED)
+
+
+PLANNED = {"precision", "engine", "max_model_len", "max_num_seqs", "num_adapters", "max_lora_rank"}
+
+
+def check_replicas(
+    model: str, min_replicas: int | None, max_replicas: int | None, num_replicas: int | None = None
+) -> None:
+    """Raise `BadReplicas` unless there is a number of replicas that agrees with all that is given."""
+    if num_replicas is not None and (min_replicas, max_replicas) != (None, None):
+        raise BadReplicas(
+            f"{model}: num_replicas={num_replicas} is a fixed number; leave out min_replicas and max_replicas, "
+            "or leave out num_replicas."
+        )
+    if min_replicas is not None and max_replicas is not None and min_replicas > max_replicas:
+        raise BadReplicas(f"{model}: min_replicas={min_replicas} is more than max_replicas={max_replicas}.")
 
 
 class ServeArgs(BaseModel):
