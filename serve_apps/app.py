@@ -13,7 +13,9 @@ from cluster.hardware import Hardware, declared, detect
 from cluster.hub import ensure_available
 from cluster.plan import ServingPlan, plan_serving
 from serve_apps.args import ModelArgs, ServeArgs
-from serve_apps.ingress import ENDPOINTS, Ingress, make_app
+from serve_apps.facts import ModelFacts, facts_of
+from serve_apps.http_app import make_app
+from serve_apps.ingress import ENDPOINTS, Ingress
 from serve_apps.llm_configs import llm_config_of
 
 
@@ -29,8 +31,9 @@ def build(args: ServeArgs) -> Application:
     """
     hardware = declared(gpu=args.gpu, num_gpus=args.num_gpus) if args.gpu else detect()
     wishes = [ModelArgs(model=model) if isinstance(model, str) else model for model in args.models]
-    configs = [llm_config_of(plan_of(wish, hardware), wish) for wish in wishes]
-    return application(configs)
+    plans = [(plan_of(wish, hardware), wish) for wish in wishes]
+    configs = [llm_config_of(plan, wish) for plan, wish in plans]
+    return application(configs, {plan.card.name: facts_of(plan) for plan, _ in plans})
 
 
 def plan_of(wish: ModelArgs, hardware: Hardware) -> ServingPlan:
@@ -41,15 +44,15 @@ def plan_of(wish: ModelArgs, hardware: Hardware) -> ServingPlan:
     return plan
 
 
-def application(configs: list[LLMConfig]) -> Application:
-    """Return the ingress over one deployment per config."""
+def application(configs: list[LLMConfig], facts: dict[str, ModelFacts]) -> Application:
+    """Return the ingress over one deployment per config; `facts` by model name."""
     by_name = {config.model_id: config for config in configs}
     if len(by_name) < len(configs):
         names = [config.model_id for config in configs]
         raise DuplicateModels(f"Asked for twice: {', '.join(sorted({n for n in names if names.count(n) > 1}))}.")
     return serve.deployment(make_fastapi_ingress(Ingress, endpoint_map=ENDPOINTS, app=make_app()), **_options()).bind(
         llm_deployments={name: build_llm_deployment(config) for name, config in by_name.items()},
-        model_cards={name: {"max_model_len": config.max_request_context_length} for name, config in by_name.items()},
+        facts=facts,
     )
 
 

@@ -5,24 +5,27 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from ray.exceptions import RayActorError
+from fastapi import Request
+from pydantic import BaseModel
 from ray.serve.llm.ingress import OpenAiIngress
-from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
-from vllm.exceptions import VLLMClientError
 
 from cluster.errors import UserError
 from cluster.registry import Registry
+from serve_apps.call import call_of
+from serve_apps.facts import ModelFacts
+from serve_apps.meter import Meter
 from serve_apps.refusals import Refusal
-from serve_apps.responses import error_body
+from serve_apps.versions import Versions
 
 ENDPOINTS = {
     "models": lambda app: app.get("/v1/models"),
     "model_data": lambda app: app.get("/v1/models/{model:path}"),
     "completions": lambda app: app.post("/v1/completions"),
     "chat": lambda app: app.post("/v1/chat/completions"),
+    "embeddings": lambda app: app.post("/v1/embeddings"),
+    "tokenize": lambda app: app.post("/tokenize"),
+    "detokenize": lambda app: app.post("/detokenize"),
     "health": lambda app: app.get("/health"),
 }
 """Routes by method; Ray's own map holds endpoints that the transformers engine does not have."""
@@ -30,6 +33,10 @@ ENDPOINTS = {
 
 class Ingress(OpenAiIngress):  # type: ignore[misc] # the constructor and routing are Ray's
     """Answers for all models of the application."""
+
+    def __init__(self, llm_deployments: dict[str, Any], facts: dict[str, ModelFacts]) -> None:
+        super().__init__(llm_deployments, {name: {"max_model_len": f.max_model_len} for name, f in facts.items()})
+        self._versions = Versions(facts)
 
     async def health(self) -> dict[str, str]:
         """Say that the application answers."""
@@ -80,65 +87,18 @@ class Ingress(OpenAiIngress):  # type: ignore[misc] # the constructor and routin
         # replica of ours loads any adapter in a moment, so a request goes where there is room.
         return super()._get_configured_serve_handle(model_id.partition(":")[0])
 
-    async def _get_response(self, **kwargs: Any) -> AsyncIterator[Any]:
-        async for item in super()._get_response(**kwargs):
+    async def _get_response(self, *, body: BaseModel, call_method: str, raw_request: Request) -> AsyncIterator[Any]:
+        call = call_of(raw_request)
+        name = await self._get_model_id(getattr(body, "model", None))
+        # From here on the name is exact, so that an answer comes from one version whatever is promoted meanwhile.
+        vars(body)["model"] = await self._versions.resolve(name, call)
+        meter = Meter(call, body)
+        async for item in super()._get_response(body=body, call_method=call_method, raw_request=raw_request):
             first = item[0] if isinstance(item, list) else item
             error = getattr(first, "error", None)
             if error is not None:
                 raise Refusal(error.message, param=error.param, code=getattr(error, "kind", None), status=error.code)
-            yield item
+            yield meter.read(item)
 
 
 _STARTED = int(time.time())
-
-
-def make_app() -> FastAPI:
-    """Return the FastAPI application that the ingress's routes are put on.
-
-    Ray's own adds a middleware that copies every chunk of a stream through a queue, CORS for all origins, and errors
-    in another shape than OpenAI's.
-    """
-    app = FastAPI(title="Kajiya", docs_url=None, redoc_url=None)
-    app.add_exception_handler(Refusal, _refused)  # type: ignore[arg-type]
-    app.add_exception_handler(RequestValidationError, _invalid)  # type: ignore[arg-type]
-    app.add_exception_handler(VLLMClientError, _invalid_for_vllm)
-    app.add_exception_handler(HTTPException, _http_error)  # type: ignore[arg-type]
-    app.add_exception_handler(RayActorError, _replica_lost)
-    app.add_exception_handler(Exception, _failed)
-    return app
-
-
-def _error(status: int, message: str, param: str | None = None, code: str | None = None) -> JSONResponse:
-    kinds = {404: "not_found_error"}
-    kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return JSONResponse(error_body(message, kind=kind, param=param, code=code), status_code=status)
-
-
-async def _refused(_: Request, error: Refusal) -> JSONResponse:
-    return _error(error.status, error.message, error.param, error.code)
-
-
-async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-    first = error.errors()[0]
-    # pydantic names the branches of a union after the field; the field is what the client knows.
-    path = [part for part in first["loc"] if part != "body"]
-    field = ".".join(map(str, path[:1])) or None
-    return _error(400, f"{field or 'The body'} is not valid: {first['msg']}.", field)
-
-
-async def _invalid_for_vllm(_: Request, error: VLLMClientError) -> JSONResponse:
-    # The request classes are vLLM's. Their own checks raise this, which pydantic does not take for a validation error.
-    message = str(error.args[0]) if error.args else type(error).__name__
-    return _error(400, message, getattr(error, "parameter", None))
-
-
-async def _http_error(_: Request, error: HTTPException) -> JSONResponse:
-    return _error(error.status_code, str(error.detail))
-
-
-async def _replica_lost(_: Request, error: RayActorError) -> JSONResponse:  # noqa: ARG001
-    return _error(503, "The replica that ran this request was lost. Try again.")
-
-
-async def _failed(_: Request, error: Exception) -> JSONResponse:  # noqa: ARG001 (Starlette logs it after this)
-    return _error(500, "Internal error; the server's log has it.")

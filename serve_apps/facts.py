@@ -1,0 +1,36 @@
+"""What the ingress knows of a served model without asking its replicas."""
+
+from dataclasses import dataclass
+
+from cluster.plan import Engine, ServingPlan
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFacts:
+    """One served base model, as it was planned."""
+
+    name: str
+    model_id: str
+    revision: str | None
+    precision: str
+    engine: Engine
+    max_model_len: int
+    """Tokens of prompt and answer together."""
+    max_num_seqs: int
+    """Requests in the batch of one replica."""
+    max_loras: int
+    """Adapters in the memory of one replica."""
+
+
+def facts_of(plan: ServingPlan) -> ModelFacts:
+    """Return what `plan` says of its model."""
+    return ModelFacts(
+        name=plan.card.name,
+        model_id=plan.card.model_id,
+        revision=plan.card.revision,
+        precision=plan.precision,
+        engine=plan.engine,
+        max_model_len=plan.max_model_len,
+        max_num_seqs=plan.max_num_seqs,
+        max_loras=plan.max_loras,
+    )

@@ -1,0 +1,65 @@
+"""The FastAPI application under the ingress: middlewares, and every error in OpenAI's shape."""
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from ray.exceptions import RayActorError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from vllm.exceptions import VLLMClientError
+
+from serve_apps.call import CallMiddleware
+from serve_apps.refusals import Refusal
+from serve_apps.responses import error_body
+
+
+def make_app() -> FastAPI:
+    """Return the FastAPI application that the ingress's routes are put on.
+
+    Ray's own adds a middleware that copies every chunk of a stream through a queue, CORS for all origins, and errors
+    in another shape than OpenAI's.
+    """
+    app = FastAPI(title="Kajiya", docs_url=None, redoc_url=None)
+    app.add_middleware(CallMiddleware)
+    app.add_exception_handler(Refusal, _refused)  # type: ignore[arg-type]
+    app.add_exception_handler(RequestValidationError, _invalid)  # type: ignore[arg-type]
+    app.add_exception_handler(VLLMClientError, _invalid_for_vllm)
+    app.add_exception_handler(HTTPException, _http_error)  # type: ignore[arg-type]
+    app.add_exception_handler(RayActorError, _replica_lost)
+    app.add_exception_handler(Exception, _failed)
+    return app
+
+
+def _error(status: int, message: str, param: str | None = None, code: str | None = None) -> JSONResponse:
+    kinds = {404: "not_found_error"}
+    kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return JSONResponse(error_body(message, kind=kind, param=param, code=code), status_code=status)
+
+
+async def _refused(_: Request, error: Refusal) -> JSONResponse:
+    return _error(error.status, error.message, error.param, error.code)
+
+
+async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    first = error.errors()[0]
+    # pydantic names the branches of a union after the field; the field is what the client knows.
+    path = [part for part in first["loc"] if part != "body"]
+    field = ".".join(map(str, path[:1])) or None
+    return _error(400, f"{field or 'The body'} is not valid: {first['msg']}.", field)
+
+
+async def _invalid_for_vllm(_: Request, error: VLLMClientError) -> JSONResponse:
+    # The request classes are vLLM's. Their own checks raise this, which pydantic does not take for a validation error.
+    message = str(error.args[0]) if error.args else type(error).__name__
+    return _error(400, message, getattr(error, "parameter", None))
+
+
+async def _http_error(_: Request, error: HTTPException) -> JSONResponse:
+    return _error(error.status_code, str(error.detail))
+
+
+async def _replica_lost(_: Request, error: RayActorError) -> JSONResponse:  # noqa: ARG001
+    return _error(503, "The replica that ran this request was lost. Try again.")
+
+
+async def _failed(_: Request, error: Exception) -> JSONResponse:  # noqa: ARG001 (Starlette logs it after this)
+    return _error(500, "Internal error; the server's log has it.")

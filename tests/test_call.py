@@ -1,0 +1,61 @@
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+
+from serve_apps.call import Call, CallMiddleware, call_of
+
+
+def ask(app: FastAPI, path: str = "/", **headers: str) -> httpx.Response:
+    async def send() -> httpx.Response:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            return await http.get(path, headers=headers)
+
+    return asyncio.run(send())
+
+
+@pytest.fixture
+def calls() -> list[Call]:
+    return []
+
+
+@pytest.fixture
+def app(calls: list[Call]) -> FastAPI:
+    app = FastAPI()
+    app.add_middleware(CallMiddleware, observers=[calls.append])
+
+    @app.get("/")
+    async def name(request: Request) -> dict[str, Any]:
+        call_of(request).response_headers["x-kajiya-model"] = "m"
+        return {"id": call_of(request).request_id}
+
+    @app.get("/broken")
+    async def broken() -> None:
+        raise KeyError("no")
+
+    return app
+
+
+def test_an_answer_carries_the_requests_id_and_the_calls_headers(app: FastAPI) -> None:
+    answer = ask(app, **{"x-request-id": "mine-1"})
+    assert answer.json() == {"id": "mine-1"}
+    assert answer.headers["x-request-id"] == "mine-1"
+    assert answer.headers["x-kajiya-model"] == "m"
+
+
+@pytest.mark.parametrize("given", ["", "a b", "x" * 65, 'a"b'])
+def test_an_id_that_could_forge_a_log_line_is_replaced(app: FastAPI, given: str) -> None:
+    replaced = ask(app, **{"x-request-id": given}).headers["x-request-id"]
+    assert replaced != given
+    assert len(replaced) == 32
+
+
+def test_observers_hear_of_every_request_at_its_end(app: FastAPI, calls: list[Call]) -> None:
+    ask(app)
+    ask(app, "/nowhere")
+    ask(app, "/broken")
+    assert [(call.path, call.status) for call in calls] == [("/", 200), ("/nowhere", 404), ("/broken", 500)]
+    assert all(0 < call.seconds < 60 for call in calls)
