@@ -6,8 +6,16 @@ from cluster.errors import UserError
 class Refusal(UserError, ValueError):
     """A request that is answered with an error; it never reaches the model."""
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> None:
-        super().__init__(message, param, code, status)  # all of them, or unpickling on another node fails
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        status: int = 400,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
         self.message = message
         self.param = param
         """The field of the request that is at fault."""
@@ -15,10 +23,8 @@ class Refusal(UserError, ValueError):
         """OpenAI's word for the kind of error, such as `model_not_found`."""
         self.status = status
         """HTTP status."""
-
-    def __str__(self) -> str:
-        """Return the message alone."""
-        return self.message
+        self.retry_after_s = retry_after_s
+        """When to ask again, for the Retry-After header; None where asking again does not help."""
 
 
 def unsupported(param: str, instead: str) -> Refusal:
