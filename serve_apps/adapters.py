@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cluster.errors import UserError
 from cluster.model_card import ModelCard
-from cluster.models.fingerprint import base_fingerprint
+from cluster.models.fingerprint import ensure_same_base
 from cluster.registry import AdapterVersion, Registry, UnknownAdapter
 from serve_apps.engine import Engine
 from serve_apps.refusals import Refusal
@@ -62,7 +62,6 @@ class AdapterSlots:
         self._card = card
         self._registry = registry
         self._max_loras = max_loras
-        self._fingerprint: str | None = None
         self._loaded: OrderedDict[Key, Slot] = OrderedDict()  # the least recently used first
         self._changed = asyncio.Condition()
 
@@ -132,13 +131,5 @@ class AdapterSlots:
             raise Refusal(str(error), param="model", code="adapter_unusable") from error
 
     def _load_now(self, version: AdapterVersion, index: int) -> None:
-        if self._fingerprint is None:
-            self._fingerprint = base_fingerprint(self._card)
-        if version.manifest.base_fingerprint != self._fingerprint:
-            raise Refusal(
-                f"{version.served_name} was trained on other weights ({version.manifest.base_fingerprint}) than those "
-                f"served ({self._fingerprint}); train it again on this base.",
-                param="model",
-                code="adapter_unusable",
-            )
+        ensure_same_base(version, self._card)
         self._loader.load(index, version, self._registry.fetch(version))

@@ -1,5 +1,6 @@
 """Which weights an adapter belongs to."""
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -9,12 +10,34 @@ from cluster.errors import UserError
 from cluster.hub import is_embedded, is_local
 from cluster.model_card import ModelCard
 from cluster.models.embedded import embedded_folder
+from cluster.registry import AdapterVersion
 
 SAMPLE_BYTES = 4096
 
 
 class NoWeights(UserError, FileNotFoundError):
     """A model folder holds no weight file."""
+
+
+class WrongBase(UserError, ValueError):
+    """An adapter was trained on other weights than those it is asked to run on."""
+
+
+def ensure_same_base(version: AdapterVersion, card: ModelCard) -> None:
+    """Raise `WrongBase` unless `version` was trained on the weights of `card`, which are read once per process."""
+    served = _fingerprint_of_process(card)
+    trained_on = version.manifest.base_fingerprint
+    if trained_on != served:
+        raise WrongBase(
+            f"{version.served_name} was trained on other weights ({trained_on}) than those served ({served}); train it "
+            "again on this base."
+        )
+
+
+@functools.cache
+def _fingerprint_of_process(card: ModelCard) -> str:
+    # A process loads a base once: what its folder holds later is not what answers.
+    return base_fingerprint(card)
 
 
 def base_fingerprint(card: ModelCard) -> str:
