@@ -1,17 +1,16 @@
 """From a serving plan to Ray Serve LLM's description of a deployment."""
 
-import math
 from typing import Any
 
 from ray.serve.llm import LLMConfig
 
 from cluster.models.base import source_of
 from cluster.plan import ServingPlan
+from serve_apps import vllm_args
 from serve_apps.args import ModelArgs
 from serve_apps.scaling import deployment_options
 from serve_apps.server import TransformersServer
-
-GIB = 2**30
+from serve_apps.vllm_server import VllmServer
 
 
 def llm_config_of(plan: ServingPlan, wish: ModelArgs) -> LLMConfig:
@@ -31,43 +30,15 @@ def _transformers(plan: ServingPlan, wish: ModelArgs) -> LLMConfig:
 
 
 def _vllm(plan: ServingPlan, wish: ModelArgs) -> LLMConfig:
-    on_cpu = plan.hardware.gpu is None
-    engine_kwargs: dict[str, Any] = {
-        "dtype": plan.compute_dtype,
-        "max_model_len": plan.max_model_len,
-        "max_num_seqs": plan.max_num_seqs,
-        "max_num_batched_tokens": plan.max_batch_tokens,
-        "tensor_parallel_size": plan.tensor_parallel_size,
-    }
-    if plan.card.revision:
-        engine_kwargs["revision"] = plan.card.revision
-    if plan.precision == "nf4":
-        engine_kwargs["quantization"] = "bitsandbytes"
-    if on_cpu:
-        # Compiling for one CPU takes longer than it saves on models of this size.
-        engine_kwargs["enforce_eager"] = True
-        kv_cache_gib = math.ceil(plan.kv_cache_tokens * _kv_bytes_per_token(plan) / GIB)
-        hardware: dict[str, Any] = {
-            "accelerator_config": {"kind": "cpu"},
-            "placement_group_config": {"bundles": [{"CPU": 1}]},
-            "runtime_env": {"env_vars": {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib)}},
-        }
-    else:
-        engine_kwargs["gpu_memory_utilization"] = plan.gpu_memory_utilization
-        hardware = _placement(plan) | {
-            "placement_group_config": {"bundle_per_worker": {"GPU": min(plan.num_gpus, 1.0)}}
-        }
     return LLMConfig(
         model_loading_config={"model_id": plan.card.name, "model_source": source_of(plan.card)},
-        engine_kwargs=engine_kwargs,
+        engine_kwargs=vllm_args.engine_kwargs(plan),
+        server_cls=VllmServer,
+        # Ray checks engine_kwargs against vLLM's own arguments; here it lets the plan pass.
+        experimental_configs={"plan": plan},
         deployment_config=deployment_options(plan, wish),
-        **hardware,
+        **vllm_args.placement(plan),
     )
-
-
-def _kv_bytes_per_token(plan: ServingPlan) -> int:
-    bytes_per_value = 4 if plan.compute_dtype == "float32" else 2
-    return 2 * plan.card.num_hidden_layers * plan.card.num_key_value_heads * plan.card.head_dim * bytes_per_value
 
 
 def _placement(plan: ServingPlan) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from cluster.models.base import LoadedBase, load_base
+from cluster.models.base import load_base
 from cluster.plan import ServingPlan
 from cluster.registry import Registry
 from serve_apps.adapters import AdapterSlots, BankLoader
@@ -59,14 +59,18 @@ def start_runtime(plan: ServingPlan) -> Runtime:
         target_modules=plan.card.target_modules,
     )
     slots = AdapterSlots(loader, plan.card, Registry.default(), max_loras=plan.max_loras)
-    return Runtime(engine=engine, tokenizer=base.tokenizer, adapters=slots, limits=model_limits(base, plan))
+    return Runtime(
+        engine=engine,
+        tokenizer=base.tokenizer,
+        adapters=slots,
+        limits=model_limits(plan, base.tokenizer, base.model.generation_config),
+    )
 
 
-def model_limits(base: LoadedBase, plan: ServingPlan) -> ModelLimits:
-    """Return what bounds and completes every request to `base`."""
-    config = base.model.generation_config
+def model_limits(plan: ServingPlan, tokenizer: PreTrainedTokenizerBase, config: GenerationConfig) -> ModelLimits:
+    """Return what bounds and completes every request to the model of `plan`, whose own recommendation is `config`."""
     declared = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    known = [*plan.card.stop_token_ids, *declared, base.tokenizer.eos_token_id]
+    known = [*plan.card.stop_token_ids, *declared, tokenizer.eos_token_id]
     return ModelLimits(
         max_model_len=plan.max_model_len,
         max_num_seqs=plan.max_num_seqs,
