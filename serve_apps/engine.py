@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ from transformers.generation.continuous_batching.requests import GenerationOutpu
 
 from cluster.models.bank import AdapterBank
 from serve_apps import attention
+from serve_apps.logprobs import TokenLogprobs
 from serve_apps.sampling import ROUTE, BatchSampler, Route, Sampling
 
 PAGE_SIZE = 32
@@ -43,6 +44,8 @@ class Progress:
     token_ids: list[int]
     is_finished: bool
     error: str | None = None
+    logprobs: Sequence[TokenLogprobs] = ()
+    """One for each of `token_ids`, if the request asks for them."""
 
 
 class _Manager(ContinuousBatchingManager):  # type: ignore[misc] # transformers has no types; there is no other hook
@@ -113,11 +116,19 @@ class Engine:
             EngineStopped: the generation thread is gone.
         """
         seen = 0
+        route = Route(slot=slot, sampling=sampling, stop_token_ids=tuple(stop_token_ids))
 
         def forward(output: GenerationOutput) -> None:
             nonlocal seen
-            new, seen = output.generated_tokens[seen:], len(output.generated_tokens)
-            on_progress(Progress(token_ids=new, is_finished=output.is_finished(), error=output.error))
+            before, seen = seen, len(output.generated_tokens)
+            on_progress(
+                Progress(
+                    token_ids=output.generated_tokens[before:],
+                    is_finished=output.is_finished(),
+                    error=output.error or (route.error if output.is_finished() else None),
+                    logprobs=route.logprobs[before:seen],
+                )
+            )
 
         self._manager.register_result_handler(request_id, forward)
         accepted = self._manager.add_request(
@@ -126,7 +137,7 @@ class Engine:
             max_new_tokens=max_tokens,
             streaming=is_streaming,
             eos_token_id=stop_token_ids,
-            **{ROUTE: Route(slot=slot, sampling=sampling)},
+            **{ROUTE: route},
         )
         if accepted is None:
             self._forget(request_id)

@@ -4,11 +4,16 @@ R = rows: the requests of a pass that get a new token; V = vocabulary, T = token
 """
 
 import math
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState
+
+from serve_apps.grammar import CompiledGrammar, GrammarState
+from serve_apps.logprobs import TokenLogprobs
+from serve_apps.scores import draw, penalize, penalize_counts
 
 ROUTE = "route"
 """The keyword of `add_request` under which a request's `Route` travels through transformers."""
@@ -23,9 +28,22 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     """0 is the whole vocabulary."""
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
-    """Divides the positive and multiplies the negative scores of tokens that were seen (arXiv:1909.05858)."""
+    """Divides the positive and multiplies the negative scores of tokens that were seen, in the prompt too."""
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Added to the scores of these tokens."""
+    min_tokens: int = 0
+    """Tokens before a stop token may come."""
+    grammar: CompiledGrammar | None = None
+    num_logprobs: int | None = None
+    """How many of the likeliest tokens are told beside the chosen one; None tells nothing at all."""
     seed: int | None = None
+
+
+GREEDY = Sampling(temperature=0)
 
 
 @dataclass(eq=False)
@@ -35,17 +53,87 @@ class Route:
     slot: int
     """Slot of the adapter bank, -1 for the bare base."""
     sampling: Sampling
+    stop_token_ids: tuple[int, ...] = ()
     generator: torch.Generator = field(default_factory=torch.Generator)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """One for every chosen token, if the request asks for them."""
 
     def __post_init__(self) -> None:
-        if self.sampling.seed is None:
+        sampling = self.sampling
+        if sampling.seed is None:
             self.generator.seed()
         else:
-            self.generator.manual_seed(self.sampling.seed)
+            self.generator.manual_seed(sampling.seed)
+        # Nothing but a temperature of 0 matters: the argmax over the batch is the choice, and there is nothing to do.
+        self.is_argmax = replace(sampling, seed=None, top_p=1.0, top_k=0, min_p=0.0) == GREEDY
+        self._grammar: GrammarState | None = sampling.grammar.start() if sampling.grammar else None
+        self._bias_ids = torch.tensor([token_id for token_id, _ in sampling.logit_bias], dtype=torch.long)
+        self._bias = torch.tensor([bias for _, bias in sampling.logit_bias], dtype=torch.float32)
+        self._has_count_penalty = bool(sampling.presence_penalty or sampling.frequency_penalty)
+        self._counts: Counter[int] = Counter()
+        self._num_chosen = 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Route":
         """Return the same object: transformers copies a request it pushes back, and the draws must go on."""
         return self
+
+    @property
+    def error(self) -> str | None:
+        """Return why the answer ended before its grammar did."""
+        error = self._grammar.error if self._grammar else None
+        return error and f"the grammar became too complex to follow: {error}"
+
+    def choose(self, scores: torch.Tensor, state: RequestState) -> int:
+        """Return the next token by the model's `scores` [V], which are changed, and note it."""
+        sampling = self.sampling
+        logprobs = None if sampling.num_logprobs is None else scores.log_softmax(-1)
+        self._shape(scores, state)
+        if sampling.temperature > 0:
+            token_id = draw(
+                scores,
+                self.generator,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                min_p=sampling.min_p,
+            )
+        else:
+            token_id = int(scores.argmax())
+        self._note(token_id, logprobs)
+        return token_id
+
+    def _shape(self, scores: torch.Tensor, state: RequestState) -> None:
+        """Change the scores in vLLM's order: minimum length, bias, penalties; last what nothing may undo."""
+        sampling = self.sampling
+        if self._num_chosen < sampling.min_tokens:
+            scores[list(self.stop_token_ids)] = -math.inf
+        if sampling.logit_bias:
+            scores[self._bias_ids] += self._bias.to(scores.device)
+        if sampling.repetition_penalty != 1.0:
+            seen = torch.tensor(sorted({*state.initial_tokens, *state.generated_tokens}))
+            penalize(scores, seen, sampling.repetition_penalty)
+        if self._has_count_penalty:
+            penalize_counts(
+                scores, self._counts, presence=sampling.presence_penalty, frequency=sampling.frequency_penalty
+            )
+        if self._grammar is not None:
+            self._grammar.mask(scores)
+
+    def _note(self, token_id: int, logprobs: torch.Tensor | None) -> None:
+        self._num_chosen += 1
+        if self._has_count_penalty:
+            self._counts[token_id] += 1
+        if self._grammar is not None:
+            self._grammar.accept(token_id)
+        if logprobs is not None:
+            top, token_ids = logprobs.topk(self.sampling.num_logprobs or 0)
+            self.logprobs.append(
+                TokenLogprobs(
+                    token_id=token_id,
+                    logprob=float(logprobs[token_id]),
+                    top=tuple(zip(token_ids.tolist(), top.tolist(), strict=True)),
+                )
+            )
 
 
 class BatchSampler:
@@ -87,12 +175,9 @@ class BatchSampler:
         """Return scores [R, V] whose argmax is each row's choice."""
         for row, state in enumerate(self._rows):
             route = _route(state)
-            if route.sampling.repetition_penalty != 1.0:
-                seen = torch.tensor(sorted({*state.initial_tokens, *state.generated_tokens}))
-                penalize(scores[row], seen, route.sampling.repetition_penalty)
-            if route.sampling.temperature > 0:
-                token = draw(scores[row], route.sampling, route.generator)
-                scores[row, token] = math.inf
+            if not route.is_argmax:
+                token_id = route.choose(scores[row], state)
+                scores[row, token_id] = math.inf
         return scores
 
 
@@ -100,42 +185,3 @@ def _route(state: RequestState) -> Route:
     route = state.logit_processor_kwargs[ROUTE]
     assert isinstance(route, Route)
     return route
-
-
-def penalize(scores: torch.Tensor, seen: torch.Tensor, penalty: float) -> None:
-    """Make the tokens `seen` less likely in `scores` [V], in place."""
-    chosen = scores[seen]
-    scores[seen] = torch.where(chosen < 0, chosen * penalty, chosen / penalty)
-
-
-def draw(scores: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """Return a token drawn from softmax(`scores` [V] / temperature), cut to top_k, then to top_p.
-
-    top_p keeps the most likely tokens up to the one that reaches it (arXiv:1904.09751).
-    """
-    scores = scores.to("cpu", torch.float32) / sampling.temperature
-    candidates: torch.Tensor | None = None
-    if 0 < sampling.top_k < len(scores):
-        scores, candidates = scores.topk(sampling.top_k)
-    if sampling.top_p < 1.0:
-        scores, candidates = nucleus(scores, candidates, sampling.top_p)
-    noise = torch.empty_like(scores).exponential_(generator=generator).log_().neg_()  # Gumbel(0, 1)
-    best = int((scores + noise).argmax())
-    return best if candidates is None else int(candidates[best])
-
-
-def nucleus(scores: torch.Tensor, candidates: torch.Tensor | None, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the scores and tokens of the smallest set that holds `top_p` of the probability.
-
-    A sort of a whole vocabulary costs milliseconds, and the nucleus is nearly always small: the likeliest tokens are
-    taken first, and more only when they do not reach `top_p`.
-    """
-    probabilities = scores.softmax(-1)
-    num = min(256, len(scores))
-    while True:
-        top, places = probabilities.topk(num)  # sorted, descending
-        before = top.cumsum(-1) - top
-        if num == len(scores) or float(before[-1] + top[-1]) >= top_p:
-            places = places[before < top_p]
-            return scores[places], places if candidates is None else candidates[places]
-        num = min(num * 8, len(scores))
