@@ -25,6 +25,9 @@ Model = Annotated[str, typer.Argument(help="Name in the catalog, hub id, or fold
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Gpu = Annotated[str | None, typer.Option(help="Plan for this GPU, as Ray names it (A10G, A100-80G, H100).")]
 NumGpus = Annotated[int, typer.Option(help="GPUs per node, with --gpu.", min=1)]
+Engine = Annotated[
+    Literal["transformers", "vllm"] | None, typer.Option(help="Engine that serves; by default the plan's choice.")
+]
 Port = Annotated[int, typer.Option(help="Port of the HTTP endpoint.", min=1, max=65535)]
 DashboardPort = Annotated[int, typer.Option(help="Port of the Ray dashboard.", min=1, max=65535)]
 
@@ -54,6 +57,7 @@ def plan(
     precision: Annotated[str | None, typer.Option(help="fp32, fp16, bf16, int8 or nf4.")] = None,
     context: Annotated[int | None, typer.Option(help="Tokens per request or sample.", min=1)] = None,
     streams: Annotated[int | None, typer.Option(help="Requests in one batch, with --for serve.", min=1)] = None,
+    engine: Engine = None,
     as_json: Json = False,
 ) -> None:
     """Show precision, memory, batch, offload and parallelism for MODEL, each with its reason."""
@@ -64,7 +68,9 @@ def plan(
     chosen = check_precision(precision)
     made: ServingPlan | TrainingPlan
     if purpose == "serve":
-        made = plan_serving(card, hardware, precision=chosen, max_model_len=context, max_num_seqs=streams)
+        made = plan_serving(
+            card, hardware, precision=chosen, engine=engine, max_model_len=context, max_num_seqs=streams
+        )
     else:
         made = plan_training(card, hardware, precision=chosen, max_length=context)
     out.print_json(data=made.to_json()) if as_json else out.print(plan_table(made))
@@ -76,6 +82,7 @@ def up(
     port: Port = 8000,
     dashboard_port: DashboardPort = 8265,
     precision: Annotated[str | None, typer.Option(help="fp32, fp16, bf16, int8 or nf4, for all models.")] = None,
+    engine: Engine = None,
     timeout_s: Annotated[float, typer.Option(help="Seconds to wait for the models.", min=1)] = 1800,
 ) -> None:
     """Start Ray here (or join the cluster at RAY_API_SERVER_ADDRESS), serve the models, print the URLs."""
@@ -90,7 +97,7 @@ def up(
     for name in wanted:
         card = find(name)
         if not url:
-            plan_serving(card, detect(), precision=chosen)
+            plan_serving(card, detect(), precision=chosen, engine=engine)
         ensure_available(card)
     if not url and ray is None:
         local_ray.ensure_port_free(port, "the HTTP endpoint", "--port")
@@ -102,7 +109,7 @@ def up(
 
     running = [m if isinstance(m, dict) else {"model": m} for m in served_models(url)]
     kept = [ModelArgs.model_validate(m) for m in running if m["model"] not in wanted]
-    args = ServeArgs(models=[*kept, *(ModelArgs(model=name, precision=chosen) for name in wanted)])
+    args = ServeArgs(models=[*kept, *(ModelArgs(model=name, precision=chosen, engine=engine) for name in wanted)])
     with out.status("Loading models") as status:
         deploy(url, args, port=port, timeout_s=timeout_s, on_status=lambda s: status.update(f"Models: {s}"))
     print_doors(port, url, wanted[0])
