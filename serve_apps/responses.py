@@ -5,7 +5,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from serve_apps.tool_calls import CallDelta
+
 Endpoint = Literal["chat", "completions"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MessageDelta:
+    """What new text adds to an assistant's message."""
+
+    content: str = ""
+    reasoning: str = ""
+    calls: tuple[CallDelta, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -14,9 +25,11 @@ class Piece:
 
     index: int
     text: str
-    finish_reason: Literal["stop", "length"] | None = None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None = None
     stop_reason: str | None = None
     """The stop string that ended it."""
+    message: MessageDelta | None = None
+    """The text taken apart; None where it is the content as it is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +65,7 @@ def whole(head: Head, pieces: Iterable[Piece], counts: dict[str, int]) -> dict[s
     choices = []
     for piece in pieces:
         ends = {"index": piece.index, "finish_reason": piece.finish_reason, "stop_reason": piece.stop_reason}
-        chat = {"message": {"role": "assistant", "content": piece.text}}
+        chat = {"message": {"role": "assistant"} | _message(piece)}
         choices.append(ends | (chat if head.endpoint == "chat" else {"text": piece.text}))
     return head.body(choices, is_chunk=False) | {"usage": counts}
 
@@ -69,12 +82,44 @@ def piece_event(head: Head, piece: Piece) -> str:
     """Return the server-sent event of new text, or of an answer's end."""
     choice: dict[str, Any] = {"index": piece.index, "finish_reason": piece.finish_reason}
     if head.endpoint == "chat":
-        choice["delta"] = {"content": piece.text} if piece.text else {}
+        choice["delta"] = _delta(piece)
     else:
         choice["text"] = piece.text
     if piece.stop_reason is not None:
         choice["stop_reason"] = piece.stop_reason
     return event(head.body([choice], is_chunk=True))
+
+
+def _message(piece: Piece) -> dict[str, Any]:
+    if piece.message is None:
+        return {"content": piece.text}
+    calls = [
+        {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in piece.message.calls
+    ]
+    message: dict[str, Any] = {"content": piece.message.content or (None if calls else "")}
+    if piece.message.reasoning:
+        message["reasoning_content"] = piece.message.reasoning
+    return message | ({"tool_calls": calls} if calls else {})
+
+
+def _delta(piece: Piece) -> dict[str, Any]:
+    message = piece.message or MessageDelta(content=piece.text)
+    delta: dict[str, Any] = {}
+    if message.content:
+        delta["content"] = message.content
+    if message.reasoning:
+        delta["reasoning_content"] = message.reasoning
+    if message.calls:
+        delta["tool_calls"] = [_call_delta(call) for call in message.calls]
+    return delta
+
+
+def _call_delta(call: CallDelta) -> dict[str, Any]:
+    function = {"arguments": call.arguments}
+    if call.name is None:
+        return {"index": call.index, "function": function}
+    return {"index": call.index, "id": call.call_id, "type": "function", "function": {"name": call.name} | function}
 
 
 def usage_event(head: Head, counts: dict[str, int]) -> str:
