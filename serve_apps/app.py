@@ -17,6 +17,10 @@ from serve_apps.facts import ModelFacts, facts_of
 from serve_apps.http_app import make_app
 from serve_apps.ingress import ENDPOINTS, Ingress
 from serve_apps.llm_configs import llm_config_of
+from serve_apps.scaling import DRAIN_TIMEOUT_S, RETRY_AFTER_S
+
+MAX_CONNECTIONS = 1000
+"""Requests that the ingress holds open at a time, streams included; as many again wait in the proxy."""
 
 
 class DuplicateModels(UserError, ValueError):
@@ -33,7 +37,7 @@ def build(args: ServeArgs) -> Application:
     wishes = [ModelArgs(model=model) if isinstance(model, str) else model for model in args.models]
     plans = [(plan_of(wish, hardware), wish) for wish in wishes]
     configs = [llm_config_of(plan, wish) for plan, wish in plans]
-    return application(configs, {plan.card.name: facts_of(plan) for plan, _ in plans})
+    return application(configs, {plan.card.name: facts_of(plan, wish) for plan, wish in plans})
 
 
 def plan_of(wish: ModelArgs, hardware: Hardware) -> ServingPlan:
@@ -57,5 +61,14 @@ def application(configs: list[LLMConfig], facts: dict[str, ModelFacts]) -> Appli
 
 
 def _options() -> dict[str, Any]:
-    # The ingress only waits: Ray's two replicas per model and a whole CPU each would not fit on a small machine.
-    return {"num_replicas": 1, "max_ongoing_requests": 1000, "ray_actor_options": {"num_cpus": 0}}
+    # One process, since it only passes on what the engines say in few and large pieces, and since a key's limits are
+    # counted in it. It never scales to zero itself, or nobody would be there to wake a model. Ray's own are two
+    # replicas per model with a whole CPU each, which do not fit on a small machine.
+    return {
+        "num_replicas": 1,
+        "max_ongoing_requests": MAX_CONNECTIONS,
+        "max_queued_requests": MAX_CONNECTIONS,
+        "backpressure_config": {"retry_after_s": RETRY_AFTER_S},
+        "graceful_shutdown_timeout_s": DRAIN_TIMEOUT_S,
+        "ray_actor_options": {"num_cpus": 0},
+    }

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from cluster.plan import Engine, ServingPlan
+from serve_apps.args import ModelArgs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,10 +21,12 @@ class ModelFacts:
     """Requests in the batch of one replica."""
     max_loras: int
     """Adapters in the memory of one replica."""
+    wake_timeout_s: float
+    """How long a request may wait for a replica with room."""
 
 
-def facts_of(plan: ServingPlan) -> ModelFacts:
-    """Return what `plan` says of its model."""
+def facts_of(plan: ServingPlan, wish: ModelArgs) -> ModelFacts:
+    """Return what `plan` and `wish` say of their model."""
     return ModelFacts(
         name=plan.card.name,
         model_id=plan.card.model_id,
@@ -33,4 +36,5 @@ def facts_of(plan: ServingPlan) -> ModelFacts:
         max_model_len=plan.max_model_len,
         max_num_seqs=plan.max_num_seqs,
         max_loras=plan.max_loras,
+        wake_timeout_s=wish.wake_timeout_s,
     )

@@ -30,13 +30,16 @@ def make_app() -> FastAPI:
 
 
 def _error(status: int, message: str, param: str | None = None, code: str | None = None) -> JSONResponse:
-    kinds = {404: "not_found_error"}
+    kinds = {404: "not_found_error", 429: "rate_limit_error"}
     kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
     return JSONResponse(error_body(message, kind=kind, param=param, code=code), status_code=status)
 
 
 async def _refused(_: Request, error: Refusal) -> JSONResponse:
-    return _error(error.status, error.message, error.param, error.code)
+    response = _error(error.status, error.message, error.param, error.code)
+    if error.retry_after_s is not None:
+        response.headers["retry-after"] = str(error.retry_after_s)
+    return response
 
 
 async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:

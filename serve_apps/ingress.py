@@ -17,6 +17,7 @@ from serve_apps.facts import ModelFacts
 from serve_apps.meter import Meter
 from serve_apps.refusals import Refusal
 from serve_apps.versions import Versions
+from serve_apps.waking import PatientHandle
 
 ENDPOINTS = {
     "models": lambda app: app.get("/v1/models"),
@@ -36,6 +37,7 @@ class Ingress(OpenAiIngress):  # type: ignore[misc] # the constructor and routin
 
     def __init__(self, llm_deployments: dict[str, Any], facts: dict[str, ModelFacts]) -> None:
         super().__init__(llm_deployments, {name: {"max_model_len": f.max_model_len} for name, f in facts.items()})
+        self._facts = facts
         self._versions = Versions(facts)
 
     async def health(self) -> dict[str, str]:
@@ -85,7 +87,9 @@ class Ingress(OpenAiIngress):  # type: ignore[misc] # the constructor and routin
     def _get_configured_serve_handle(self, model_id: str) -> Any:
         # Ray's version makes a handle per adapter and waits up to a second for a replica that has it loaded. Every
         # replica of ours loads any adapter in a moment, so a request goes where there is room.
-        return super()._get_configured_serve_handle(model_id.partition(":")[0])
+        base = model_id.partition(":")[0]
+        handle = super()._get_configured_serve_handle(base)
+        return PatientHandle(handle=handle, model=base, timeout_s=self._facts[base].wake_timeout_s)
 
     async def _get_response(self, *, body: BaseModel, call_method: str, raw_request: Request) -> AsyncIterator[Any]:
         call = call_of(raw_request)

@@ -1,0 +1,110 @@
+"""What the replicas of each model do at the moment, as Serve's controller knows it. Asking wakes no model."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+from ray.serve.handle import DeploymentHandle
+
+STARTING = ("STARTING", "UPDATING", "RECOVERING")
+STOPPING = ("STOPPING", "PENDING_MIGRATION")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplicaState:
+    """One replica."""
+
+    replica_id: str
+    state: str
+    """Serve's word: STARTING, RUNNING, STOPPING and so on."""
+    node_ip: str | None
+    """None until it is placed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelState:
+    """The replicas of one model."""
+
+    model: str
+    status: str
+    """Serve's word for the deployment: HEALTHY, UPSCALING, DOWNSCALING, UNHEALTHY and so on."""
+    message: str
+    """Serve's reason, where there is one."""
+    num_running: int
+    num_starting: int
+    num_stopping: int
+    target_num_replicas: int
+    min_replicas: int
+    max_replicas: int
+    num_gpus: float
+    """GPUs of one replica, or its share of one."""
+    accelerator_type: str | None
+    """The kind of GPU it is placed on, as Ray names it."""
+    replicas: tuple[ReplicaState, ...]
+
+    @property
+    def phase(self) -> str:
+        """`running`, `starting`, `waiting` for a node with room, `asleep` at zero, or `failed`."""
+        if self.num_running:
+            return "running"
+        if self.status in ("UNHEALTHY", "DEPLOY_FAILED"):
+            return "failed"
+        if self.num_starting:
+            is_placed = any(replica.node_ip for replica in self.replicas if replica.state in STARTING)
+            return "starting" if is_placed else "waiting"
+        return "starting" if self.target_num_replicas else "asleep"
+
+
+async def model_states(handles: Mapping[str, DeploymentHandle]) -> list[ModelState]:
+    """Return the state of the models whose deployments `handles` (by model name) lead to."""
+    controller = await asyncio.to_thread(ray.get_actor, SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    details = await controller.get_serve_instance_details.remote()
+    states = []
+    for model, handle in handles.items():
+        app = details["applications"].get(handle.app_name, {"deployments": {}})
+        deployment = app["deployments"].get(handle.deployment_name)
+        if deployment is not None:  # while an application starts, not all of them are there
+            states.append(state_of(model, deployment))
+    return states
+
+
+def state_of(model: str, deployment: Mapping[str, Any]) -> ModelState:
+    """Return the state that one entry of the controller's `DeploymentDetails` describes."""
+    config = deployment["deployment_config"]
+    replicas = tuple(
+        ReplicaState(replica_id=r["replica_id"], state=r["state"], node_ip=r.get("node_ip"))
+        for r in deployment["replicas"]
+    )
+    counts = Counter(replica.state for replica in replicas)
+    scaling = config.get("autoscaling_config") or {}
+    needs = _resources(config)
+    return ModelState(
+        model=model,
+        status=deployment["status"],
+        message=deployment["message"],
+        num_running=counts["RUNNING"],
+        num_starting=sum(counts[state] for state in STARTING),
+        num_stopping=sum(counts[state] for state in STOPPING),
+        target_num_replicas=deployment["target_num_replicas"],
+        min_replicas=scaling.get("min_replicas", deployment["target_num_replicas"]),
+        max_replicas=scaling.get("max_replicas", deployment["target_num_replicas"]),
+        num_gpus=needs.get("GPU", 0.0),
+        accelerator_type=next((n.partition(":")[2] for n in needs if n.startswith("accelerator_type:")), None),
+        replicas=replicas,
+    )
+
+
+def _resources(config: Mapping[str, Any]) -> dict[str, float]:
+    """Return what one replica needs, under Ray's names: the sum of its placement group, or its actor's options."""
+    if bundles := config.get("placement_group_bundles"):
+        total: Counter[str] = Counter()
+        for bundle in bundles:
+            total.update(bundle)
+        return dict(total)
+    options = config.get("ray_actor_options") or {}
+    kind = options.get("accelerator_type")
+    return {"GPU": options.get("num_gpus") or 0.0} | ({f"accelerator_type:{kind}": 0.001} if kind else {})

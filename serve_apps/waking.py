@@ -1,0 +1,88 @@
+"""Requests that wait for a replica with room: how long, how many, and what they are told when it was in vain."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from serve_apps.refusals import Refusal
+from serve_apps.states import ModelState, model_states
+
+RETRY_AFTER_S = 5
+"""A replica that is being loaded, or a full queue, may well have room by then."""
+FAILED_RETRY_AFTER_S = 60
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PatientHandle:
+    """A handle to one model's deployment whose calls wait for a replica within a bound.
+
+    Serve's own wait for ever. A call at zero replicas wakes the model: the waiting request is what the autoscaler
+    sees. A wait that ends at the bound does not put it to sleep again: the replica goes on loading for those who
+    come back.
+    """
+
+    handle: DeploymentHandle
+    model: str
+    timeout_s: float
+
+    def options(self, **options: Any) -> Self:
+        """Return this handle with other options of Serve's."""
+        return replace(self, handle=self.handle.options(**options))
+
+    def __getattr__(self, method_name: str) -> Self:
+        """Return the handle to a method of the deployment, as Serve's handles do."""
+        return replace(self, handle=getattr(self.handle, method_name))
+
+    async def remote(self, *args: Any) -> AsyncIterator[Any]:
+        """Call the method and yield what it yields.
+
+        Raises:
+            Refusal: 429 when too many wait already; 503 when no replica had room in time, or the model cannot start.
+        """
+        try:
+            response = self.handle.remote(*args)
+            async with asyncio.timeout(self.timeout_s):
+                # The wait alone, without the first token: an answer that takes long to begin is not cut off.
+                await response._fetch_future_result_async()
+        except TimeoutError:
+            raise _no_room(self.model, self.timeout_s, await model_states({self.model: self.handle})) from None
+        except BackPressureError as error:
+            raise Refusal(
+                f"{self.model} has {error.args[0]} requests waiting already, the most it lets wait; try again later.",
+                code="rate_limit_exceeded",
+                status=error.status_code,
+                retry_after_s=RETRY_AFTER_S,
+            ) from None
+        except DeploymentUnavailableError:
+            raise _failed(self.model) from None
+        async for item in response:
+            yield item
+
+
+def _no_room(model: str, timeout_s: float, states: list[ModelState]) -> Refusal:
+    phase = states[0].phase if states else "starting"
+    if phase == "failed":
+        return _failed(model)
+    why = {
+        "running": f"all {states[0].num_running if states else 0} replicas of {model} are full",
+        "starting": f"{model} is being loaded",
+        "asleep": f"{model} is being woken",
+        "waiting": f"{model} waits for a node with {_needs(states)} free",
+    }[phase]
+    message = f"No replica had room within {timeout_s:g} s: {why}. Try again in {RETRY_AFTER_S} s."
+    return Refusal(message, code="model_not_ready", status=503, retry_after_s=RETRY_AFTER_S)
+
+
+def _needs(states: list[ModelState]) -> str:
+    if not states or not states[0].num_gpus:
+        return "a CPU"
+    return f"{states[0].num_gpus:g} {states[0].accelerator_type or 'GPU'}"
+
+
+def _failed(model: str) -> Refusal:
+    message = f"{model} does not start; the server's log says why."
+    return Refusal(message, code="model_unavailable", status=503, retry_after_s=FAILED_RETRY_AFTER_S)
