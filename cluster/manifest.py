@@ -1,4 +1,4 @@
-"""The files beside an adapter's weights: where it came from, and which version its name means."""
+"""The file beside an adapter's weights that says where it came from."""
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
@@ -42,13 +42,3 @@ class Manifest(BaseModel):
     """UTC, ISO 8601."""
     files: dict[str, str] = {}
     """SHA-256 of each file of the version."""
-
-
-class Alias(BaseModel):
-    """What `model:name` means."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    version: int
-    previous: tuple[int, ...] = ()
-    """Versions the name meant before, oldest first."""

@@ -1,26 +1,30 @@
 """The adapter registry: immutable versions in folders, an alias per adapter, no database to run.
 
-<root>/<model>/<name>/alias.json               which version `model:name` means, and those before it
+<root>/<model>/<name>/alias.json               which version `model:name` means, for whom, and those before it
 <root>/<model>/<name>/v3/manifest.json         where the version came from, and the hash of each of its files
 <root>/<model>/<name>/v3/adapter_config.json   PEFT's own files
 <root>/<model>/<name>/v3/adapter_model.safetensors
 """
 
+import contextlib
 import hashlib
 import os
 import re
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from cluster.alias import Alias
 from cluster.errors import UserError
 from cluster.home import kajiya_home
-from cluster.manifest import Alias, Manifest
+from cluster.manifest import Manifest
 from cluster.store import FolderStore
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 MANIFEST_FILE = "manifest.json"
+ALIAS_FILE = "alias.json"
 
 
 class UnknownAdapter(UserError, LookupError):
@@ -37,6 +41,14 @@ class InvalidAdapterName(UserError, ValueError):
 
 class AdapterInUse(UserError, ValueError):
     """The version cannot be deleted while its alias points at it."""
+
+
+class RegistryUnwritable(UserError, OSError):
+    """The registry's store does not take what is written to it."""
+
+
+class AdapterNotFetched(UserError, OSError):
+    """The files of a version cannot be brought to this machine; it may help to free space and to ask again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,17 +85,18 @@ class Registry:
     def add(self, folder: Path, manifest: Manifest, *, promote: bool = True) -> AdapterVersion:
         """Copy `folder` into a new version, numbered after the last, and return it.
 
-        `promote` points the adapter's alias at it. A crash leaves nothing that can be read as a version.
+        `promote` points the adapter's alias at it, which the first version has in any case. A crash leaves nothing
+        that can be read as a version.
 
         Raises:
             InvalidAdapterName: the manifest's name cannot be served.
-            UserError: the store cannot be written; the message says where the adapter still is.
+            RegistryUnwritable: the message says where the adapter still is.
         """
         check_name(manifest.name)
         hashes = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
         home = f"{manifest.model}/{manifest.name}"
-        number = max(self.versions(manifest.model, manifest.name), default=0)
         try:
+            number = self._last_number(manifest.model, manifest.name)
             while True:
                 number += 1
                 numbered = manifest.model_copy(update={"version": number, "files": hashes})
@@ -91,11 +104,8 @@ class Registry:
                 if self._store.publish(folder, f"{home}/v{number}", (MANIFEST_FILE, content)):
                     break
         except OSError as error:
-            raise UserError(
-                f"The registry {self._store.root} cannot be written ({error.strerror or error}); set KAJIYA_HOME or "
-                f"KAJIYA_REGISTRY to a place you can write. The adapter is still in {folder}."
-            ) from error
-        if promote:
+            raise RegistryUnwritable(f"{self._unwritable(error)} The adapter is still in {folder}.") from error
+        if promote or number == 1:
             self.promote(manifest.model, manifest.name, number)
         return self._read(manifest.model, manifest.name, number)
 
@@ -110,7 +120,7 @@ class Registry:
 
     def names(self, model: str) -> tuple[str, ...]:
         """Return the adapters of `model` that an alias makes servable, sorted; reads no manifest."""
-        return tuple(n for n in self._store.folders(model) if self._store.exists(f"{model}/{n}/alias.json"))
+        return tuple(self._store.folders_with(ALIAS_FILE, model))
 
     def versions(self, model: str, name: str) -> tuple[int, ...]:
         """Return the numbers of the versions of `model:name`, ascending."""
@@ -137,8 +147,8 @@ class Registry:
         return self._read(model, name, int(wanted))
 
     def alias(self, model: str, name: str) -> Alias:
-        """Return where `model:name` points."""
-        path = f"{model}/{name}/alias.json"
+        """Return what `model:name` means."""
+        path = f"{model}/{name}/{ALIAS_FILE}"
         try:
             return Alias.model_validate_json(self._store.read(path))
         except FileNotFoundError:
@@ -146,30 +156,47 @@ class Registry:
         except ValidationError as error:
             raise BrokenAdapter(f"{self._store.uri(path)} is broken: {_first_problem(error)}.") from error
 
-    def promote(self, model: str, name: str, version: int) -> Alias:
-        """Point `model:name` at `version`; what it meant before is kept for `rollback`."""
-        target = self.resolve(model, f"{name}@{version}")
+    def stamp(self, model: str, name: str) -> Hashable | None:
+        """Return what changes, within a second, whenever what `model:name` means or one of its versions does.
+
+        None where there is nothing that may be kept: no such adapter.
+        """
+        return self._store.stamp(f"{model}/{name}/{ALIAS_FILE}") if NAME_PATTERN.fullmatch(name) else None
+
+    def point(self, model: str, name: str, alias: Alias) -> Alias:
+        """Make `alias` what `model:name` means, and return it; raises `RegistryUnwritable`."""
         try:
-            before = self.alias(model, name)
+            self._store.write(f"{model}/{name}/{ALIAS_FILE}", alias.model_dump_json().encode())
+        except OSError as error:
+            raise RegistryUnwritable(self._unwritable(error)) from error
+        return alias
+
+    def promote(self, model: str, name: str, version: int) -> Alias:
+        """Point `model:name` at `version` for everybody; what it meant before is kept for `rollback`."""
+        self.resolve(model, f"{name}@{version}")
+        try:
+            alias = self.alias(model, name)
         except UnknownAdapter:
-            return self._point(target.model, name, Alias(version=version))
-        if before.version == version:
-            return before
-        return self._point(model, name, Alias(version=version, previous=(*before.previous, before.version)))
+            return self.point(model, name, Alias(version=version))
+        return self.point(model, name, alias.promoted(version))
 
     def rollback(self, model: str, name: str) -> Alias:
-        """Point `model:name` back at what it meant before the last promotion."""
+        """End the canary of `model:name`; without one, point it at what it meant before the last promotion."""
+        self.resolve(model, name)
         alias = self.alias(model, name)
-        if not alias.previous:
+        before = alias.rolled_back()
+        if before is None:
             raise UnknownAdapter(f"{model}:{name} meant no version before {alias.version}; nothing to roll back to.")
-        return self._point(model, name, Alias(version=alias.previous[-1], previous=alias.previous[:-1]))
+        return self.point(model, name, before)
 
     def remove(self, model: str, ref: str) -> None:
         """Delete one version (`name@3`), or the adapter with all its versions (`name`).
 
+        Requests that run through it are not touched: a replica has what it needs in memory.
+
         Raises:
             UnknownAdapter: no such adapter or version.
-            AdapterInUse: the alias points at that version.
+            AdapterInUse: the alias points at that version, for everybody or for some.
         """
         name, _, number = ref.partition("@")
         found = self.resolve(model, ref)
@@ -179,18 +206,27 @@ class Registry:
         alias = self.alias(model, name)
         if alias.version == found.version:
             raise AdapterInUse(f"{model}:{name} points at version {number}; promote another version first.")
-        previous = tuple(v for v in alias.previous if v != found.version)
-        self._point(model, name, Alias(version=alias.version, previous=previous))
+        if alias.canary is not None and alias.canary.version == found.version:
+            raise AdapterInUse(f"{model}:{name} tries version {number}; promote it or roll back first.")
+        last_version = self._last_number(model, name)
+        self.point(model, name, alias.without(found.version, last_version=last_version))
         self._store.delete(f"{model}/{name}/v{number}")
 
     def fetch(self, version: AdapterVersion) -> Path:
         """Return a local folder with the files of `version`, each checked against the manifest.
 
         Raises:
+            AdapterNotFetched: the store or the disk here fails; nothing half-copied stays.
             BrokenAdapter: a file is missing, or is not the one that was registered.
         """
         path = f"{version.model}/{version.name}/v{version.version}"
-        folder = self._store.fetch(path, kajiya_home() / "fetched" / path)
+        content = hashlib.sha256(repr(sorted(version.manifest.files.items())).encode()).hexdigest()[:16]
+        try:
+            # By content too: a name that was deleted and given again has another one.
+            folder = self._store.fetch(path, kajiya_home() / "fetched" / f"{path}-{content}")
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise AdapterNotFetched(f"{version.served_name} cannot be brought here ({reason}); try again.") from error
         for file, expected in version.manifest.files.items():
             if not (folder / file).is_file():
                 problem = f"{file} is missing"
@@ -210,9 +246,18 @@ class Registry:
             raise BrokenAdapter(f"{where} is broken: {_first_problem(error)}.") from error
         return AdapterVersion(model=model, name=name, version=number, uri=self._store.uri(path), manifest=manifest)
 
-    def _point(self, model: str, name: str, alias: Alias) -> Alias:
-        self._store.write(f"{model}/{name}/alias.json", alias.model_dump_json().encode())
-        return alias
+    def _last_number(self, model: str, name: str) -> int:
+        """Return the highest number that a version of `model:name` has or had."""
+        last = max(self.versions(model, name), default=0)
+        with contextlib.suppress(UnknownAdapter):
+            last = max(last, self.alias(model, name).last_version)
+        return last
+
+    def _unwritable(self, error: OSError) -> str:
+        return (
+            f"The registry {self._store.root} cannot be written ({error.strerror or error}); set KAJIYA_HOME or "
+            "KAJIYA_REGISTRY to a place you can write."
+        )
 
 
 def check_name(name: str) -> None:

@@ -1,12 +1,18 @@
 """Folders below one root, on a local disk or on any store that `pyarrow.fs` opens, written all or not at all."""
 
 import contextlib
+import os
 import shutil
 import tempfile
+import time
 import uuid
+from collections.abc import Hashable
 from pathlib import Path
 
 from pyarrow import fs
+
+REMOTE_STAMP_S = 1.0
+"""How long what was read from an object store counts as unchanged; asking would take as long as reading."""
 
 
 class FolderStore:
@@ -32,9 +38,38 @@ class FolderStore:
         infos = self._fs.get_file_info(fs.FileSelector(self.uri(path).rstrip("/"), allow_not_found=True))
         return sorted(i.base_name for i in infos if i.type == fs.FileType.Directory and not i.base_name.startswith("."))
 
+    def files(self, path: str = "") -> dict[str, tuple[int, int]]:
+        """Return the files in the folder `path` by name: time of the last change in ns, and size in bytes."""
+        infos = self._fs.get_file_info(fs.FileSelector(self.uri(path).rstrip("/"), allow_not_found=True))
+        return {i.base_name: (i.mtime_ns or 0, i.size) for i in infos if i.type == fs.FileType.File}
+
     def exists(self, path: str) -> bool:
         """Return whether there is a file or folder at `path`."""
         return bool(self._fs.get_file_info(self.uri(path)).type != fs.FileType.NotFound)
+
+    def folders_with(self, file: str, path: str = "") -> list[str]:
+        """Return the names of the finished folders in `path` that hold `file`, sorted."""
+        if self._is_local:
+            names = self.folders(path)
+            infos = self._fs.get_file_info([self.uri(f"{path}/{name}/{file}") for name in names])
+            return [name for name, info in zip(names, infos, strict=True) if info.type == fs.FileType.File]
+        # One listing of all there is below takes a request per thousand files; asking for each file takes one each.
+        base = self.uri(path).rstrip("/")
+        found = self._fs.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True))
+        depth = base.strip("/").count("/") + 2
+        paths = [i.path.strip("/") for i in found if i.base_name == file]
+        names = [p.split("/")[-2] for p in paths if p.count("/") == depth]
+        return sorted(name for name in names if not name.startswith("."))
+
+    def stamp(self, path: str) -> Hashable | None:
+        """Return what changes with the file at `path`, at the latest after `REMOTE_STAMP_S`; None without a file."""
+        if not self._is_local:
+            return int(time.monotonic() / REMOTE_STAMP_S)
+        try:
+            status = Path(self.uri(path)).stat()
+        except OSError:
+            return None
+        return (status.st_mtime_ns, status.st_ino, status.st_size)
 
     def read(self, path: str) -> bytes:
         """Return the content of the file at `path`; raises `FileNotFoundError`."""
@@ -45,10 +80,26 @@ class FolderStore:
         """Replace the file at `path` in one step."""
         # An object store replaces a whole object at once; a disk does after a rename.
         target = f"{path}.{uuid.uuid4().hex}" if self._is_local else path
-        with self._fs.open_output_stream(self.uri(target)) as stream:
-            stream.write(content)
-        if self._is_local:
-            Path(self.uri(target)).replace(self.uri(path))
+        try:
+            with self._fs.open_output_stream(self.uri(target)) as stream:
+                stream.write(content)
+            if self._is_local:
+                Path(self.uri(target)).replace(self.uri(path))
+        finally:
+            if self._is_local:  # still there after a full disk
+                Path(self.uri(target)).unlink(missing_ok=True)
+
+    def write_private(self, path: str, content: bytes) -> None:
+        """Replace the file at `path` in one step, its folder made if need be; on a disk, only its owner may read it."""
+        if not self._is_local:
+            self.write(path, content)
+            return
+        target = Path(self.uri(path))
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        staging = target.with_name(f".{uuid.uuid4().hex}")
+        with open(staging, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(content)
+        staging.replace(target)
 
     def publish(self, folder: Path, path: str, last_file: tuple[str, bytes]) -> bool:
         """Copy `folder` to the new folder `path`; return False if `path` exists already.

@@ -29,6 +29,24 @@ def manifest_of(card: ModelCard, name: str = "shop", *, data_sha256: str = "0" *
     )
 
 
+def plain_manifest(name: str = "shop") -> Manifest:
+    """Return a manifest of a model `tiny` that is nowhere."""
+    return Manifest(
+        model="tiny",
+        name=name,
+        base_model_id="org/tiny",
+        base_revision=None,
+        base_fingerprint="ab12",
+        precision="fp32",
+        adapter={"r": 8},
+        plan={},
+        data=DataSource(file="train.jsonl", sha256="0" * 64, num_samples=3, num_trained_tokens=30),
+        metrics={"held_out_loss_after": 0.5},
+        library_versions={},
+        created_at="2026-01-01T00:00:00+00:00",
+    )
+
+
 def peft_folder(base: Path, folder: Path, *, seed: int) -> Path:
     """Write an adapter that changes the answers of the model in `base`, and return its folder."""
     torch.manual_seed(seed)

@@ -1,30 +1,28 @@
+import errno
 import hashlib
 import json
+import os
+import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from registered import plain_manifest as manifest
 
+from cluster.alias import Canary
+from cluster.canary import NothingToTry, start_canary
 from cluster.errors import UserError
-from cluster.manifest import DataSource, Manifest
-from cluster.registry import AdapterInUse, BrokenAdapter, InvalidAdapterName, Registry, UnknownAdapter
-
-
-def manifest(name: str = "shop") -> Manifest:
-    return Manifest(
-        model="tiny",
-        name=name,
-        base_model_id="org/tiny",
-        base_revision=None,
-        base_fingerprint="ab12",
-        precision="fp32",
-        adapter={"r": 8},
-        plan={},
-        data=DataSource(file="train.jsonl", sha256="0" * 64, num_samples=3, num_trained_tokens=30),
-        metrics={"held_out_loss_after": 0.5},
-        library_versions={},
-        created_at="2026-01-01T00:00:00+00:00",
-    )
+from cluster.pins import TooManyPins, pin, unpin
+from cluster.registry import (
+    AdapterInUse,
+    AdapterNotFetched,
+    BrokenAdapter,
+    InvalidAdapterName,
+    Registry,
+    RegistryUnwritable,
+    UnknownAdapter,
+)
 
 
 @pytest.fixture
@@ -159,3 +157,119 @@ def test_a_uri_is_a_registry_too(tmp_path: Path, adapter: Path) -> None:
     added = registry.add(adapter, manifest())
     assert registry.resolve("tiny", "shop") == added
     assert registry.fetch(added).is_dir()
+
+
+def test_the_first_version_is_what_the_name_means(registry: Registry, adapter: Path) -> None:
+    registry.add(adapter, manifest(), promote=False)
+    assert registry.resolve("tiny", "shop").version == 1
+
+
+def test_the_number_of_a_deleted_version_is_not_given_again(registry: Registry, adapter: Path) -> None:
+    for _ in range(3):
+        registry.add(adapter, manifest())
+    registry.promote("tiny", "shop", 2)
+    registry.remove("tiny", "shop@3")
+    registry.remove("tiny", "shop@1")
+    assert registry.add(adapter, manifest()).version == 4
+
+
+def test_a_candidate_is_neither_deleted_nor_what_is_current(registry: Registry, adapter: Path) -> None:
+    for _ in range(2):
+        registry.add(adapter, manifest())
+    registry.promote("tiny", "shop", 1)
+    with pytest.raises(NothingToTry, match="means version 1"):
+        start_canary(registry, "tiny", "shop", Canary(version=1, percent=10))
+    with pytest.raises(UnknownAdapter, match="no version '3'"):
+        start_canary(registry, "tiny", "shop", Canary(version=3, percent=10))
+    start_canary(registry, "tiny", "shop", Canary(version=2, percent=10))
+    with pytest.raises(AdapterInUse, match="tries version 2"):
+        registry.remove("tiny", "shop@2")
+    assert registry.rollback("tiny", "shop").canary is None
+    registry.remove("tiny", "shop@2")
+
+
+def test_pins_leave_a_place_free(registry: Registry, adapter: Path) -> None:
+    for name in ("a", "b", "c"):
+        registry.add(adapter, manifest(name))
+    for name in ("a", "b"):
+        assert pin(registry, "tiny", name, max_loras=3).is_pinned
+    pin(registry, "tiny", "b", max_loras=3)  # again is nothing new
+    with pytest.raises(TooManyPins, match=r"holds 3 .* 2 are pinned \(a, b\)"):
+        pin(registry, "tiny", "c", max_loras=3)
+    assert not unpin(registry, "tiny", "a").is_pinned
+    assert pin(registry, "tiny", "c", max_loras=3).is_pinned
+    with pytest.raises(TooManyPins):
+        pin(registry, "tiny", "a", max_loras=1)
+
+
+def test_a_pin_follows_the_name_to_its_next_version(registry: Registry, adapter: Path) -> None:
+    registry.add(adapter, manifest())
+    pin(registry, "tiny", "shop", max_loras=2)
+    registry.add(adapter, manifest())
+    assert registry.alias("tiny", "shop").is_pinned
+
+
+def test_an_object_store_is_a_registry_too(adapter: Path, kajiya_home_of_the_session: Path) -> None:
+    registry = Registry("mock:///some/adapters")
+    for name in ("shop", "poet"):
+        added = registry.add(adapter, manifest(name))
+    registry.add(adapter, manifest())
+    assert registry.names("tiny") == ("poet", "shop")
+    assert registry.resolve("tiny", "shop").version == 2
+    fetched = registry.fetch(added)
+    assert (fetched / "adapter_model.safetensors").read_bytes() == b"weights"
+    registry.remove("tiny", "poet")
+    (adapter / "adapter_model.safetensors").write_bytes(b"others")
+    again = registry.add(adapter, manifest("poet"))
+    assert (registry.fetch(again) / "adapter_model.safetensors").read_bytes() == b"others"
+
+
+def test_a_full_disk_leaves_no_half_copy_and_the_next_fetch_works(
+    adapter: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KAJIYA_HOME", str(tmp_path / "home"))
+    registry = Registry("mock:///full/adapters")
+    added = registry.add(adapter, manifest())
+
+    def fill(source: str, target: str, **_: object) -> None:
+        (Path(target) / "adapter_model.safetensors").write_bytes(b"weig")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cluster.store.fs.copy_files", fill)
+        with pytest.raises(AdapterNotFetched, match="No space left on device"):
+            registry.fetch(added)
+    assert [p for p in (tmp_path / "home").rglob("*") if p.is_file()] == []
+    assert (registry.fetch(added) / "adapter_model.safetensors").read_bytes() == b"weights"
+
+
+def test_a_full_disk_does_not_lose_what_a_name_means(
+    registry: Registry, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        registry.add(adapter, manifest())
+
+    def fill(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fill)
+        with pytest.raises(RegistryUnwritable, match="No space left"):
+            registry.promote("tiny", "shop", 1)
+    assert registry.alias("tiny", "shop").version == 2
+    home = Path(registry.resolve("tiny", "shop").uri).parent
+    assert sorted(path.name for path in home.iterdir()) == ["alias.json", "v1", "v2"]
+
+
+def test_a_thousand_adapters_are_named_without_reading_one(
+    registry: Registry, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.add(adapter, manifest("a0"))
+    home = Path(registry.resolve("tiny", "a0").uri).parent
+    for i in range(1, 1000):
+        shutil.copytree(home, home.parent / f"a{i}")
+    (home.parent / "unfinished").mkdir()
+    monkeypatch.setattr(registry._store, "read", lambda _: pytest.fail("a file was read"))
+    began_s = time.perf_counter()
+    assert len(registry.names("tiny")) == 1000
+    assert time.perf_counter() - began_s < 0.2
