@@ -8,14 +8,16 @@ from typing import Any
 from fastapi import Request
 from pydantic import BaseModel
 from ray.serve.llm.ingress import OpenAiIngress
-from starlette.responses import JSONResponse
+from starlette.responses import HTMLResponse, JSONResponse
 
 from cluster.errors import UserError
 from cluster.registry import Registry
 from serve_apps.call import call_of
 from serve_apps.facts import ModelFacts
 from serve_apps.meter import Meter
+from serve_apps.playground import playground
 from serve_apps.refusals import Refusal
+from serve_apps.status import Status
 from serve_apps.versions import Versions
 from serve_apps.waking import PatientHandle
 
@@ -28,6 +30,9 @@ ENDPOINTS = {
     "tokenize": lambda app: app.post("/tokenize"),
     "detokenize": lambda app: app.post("/detokenize"),
     "health": lambda app: app.get("/health"),
+    "ready": lambda app: app.get("/ready"),
+    "state": lambda app: app.get("/state"),
+    "page": lambda app: app.get("/", include_in_schema=False),
 }
 """Routes by method; Ray's own map holds endpoints that the transformers engine does not have."""
 
@@ -39,10 +44,23 @@ class Ingress(OpenAiIngress):  # type: ignore[misc] # the constructor and routin
         super().__init__(llm_deployments, {name: {"max_model_len": f.max_model_len} for name, f in facts.items()})
         self._facts = facts
         self._versions = Versions(facts)
+        self._status = Status(self._default_serve_handles)
 
     async def health(self) -> dict[str, str]:
         """Say that the application answers."""
         return {"status": "ok"}
+
+    async def ready(self) -> JSONResponse:
+        """Say whether every model answers or would wake for a request: 200, else 503."""
+        return await self._status.ready()
+
+    async def state(self) -> JSONResponse:
+        """Say how many replicas each model has and which share of the GPUs is in use."""
+        return await self._status.state()
+
+    async def page(self) -> HTMLResponse:
+        """Return the playground."""
+        return playground()
 
     async def models(self) -> JSONResponse:
         """List the base models and every adapter of theirs, as `model:adapter`."""

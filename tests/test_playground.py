@@ -1,0 +1,97 @@
+"""The page as it is served: small, complete, and without a way to anywhere else. `test_browser` uses it."""
+
+import base64
+import hashlib
+import re
+from dataclasses import replace
+
+import pytest
+from starlette.responses import HTMLResponse
+
+from serve_apps.playground import playground
+from serve_apps.states import ModelState
+from serve_apps.status import readiness, state_body
+
+POLICY_OF_NOTHING = {"default-src", "base-uri", "form-action", "frame-ancestors"}
+
+
+@pytest.fixture
+def page() -> HTMLResponse:
+    return playground()
+
+
+def policy_of(page: HTMLResponse) -> dict[str, str]:
+    parts = page.headers["content-security-policy"].split("; ")
+    return dict(part.split(" ", 1) for part in parts)
+
+
+def test_the_page_is_small_and_loads_nothing_from_elsewhere(page: HTMLResponse) -> None:
+    html = bytes(page.body).decode()
+    assert len(page.body) < 26 * 1024
+    assert html.startswith("<!doctype html>")
+    assert set(re.findall(r"https?://[^'\s]*", html)) == {"http://www.w3.org/2000/svg"}  # a name, not an address
+    assert re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=.(?!data:)", html) == []
+    assert "@import" not in html
+
+
+def test_the_policy_allows_this_style_and_script_alone_and_questions_to_this_server(page: HTMLResponse) -> None:
+    html, policy = bytes(page.body).decode(), policy_of(page)
+    for tag, directive in (("style", "style-src"), ("script", "script-src")):
+        contents = re.findall(rf"<{tag}[^>]*>(.*?)</{tag}>", html, re.DOTALL)
+        assert len(contents) == 1
+        digest = base64.b64encode(hashlib.sha256(contents[0].encode()).digest()).decode()
+        assert policy[directive] == f"'sha256-{digest}'"
+    assert policy["connect-src"] == "'self'"
+    assert {name for name, value in policy.items() if value == "'none'"} == POLICY_OF_NOTHING
+    assert not re.search(r"\s(?:on\w+|style)=", html)  # the policy would keep them out
+
+
+def test_the_page_makes_no_markup_of_text(page: HTMLResponse) -> None:
+    html = bytes(page.body).decode()
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|eval\(|new Function", html)
+
+
+def test_both_languages_say_the_same_things(page: HTMLResponse) -> None:
+    html = bytes(page.body).decode()
+    english, japanese = html[html.index("en: {") : html.index("ja: {")], html[html.index("ja: {") : html.index("};")]
+    keys = [re.findall(r"(?:^|[{,]\s*)(\w+): [\"(]", text, re.MULTILINE) for text in (english, japanese)]
+    assert keys[0] == keys[1]
+    used = set(re.findall(r"\bt\.(\w+)", html)) | set(re.findall(r"data-(?:t|label|placeholder)=\"(\w+)\"", html))
+    assert used - set(keys[0]) == set()
+
+
+def state(model: str, **changes: object) -> ModelState:
+    one = ModelState(
+        model=model, status="HEALTHY", message="", num_running=1, num_starting=0, num_stopping=0,
+        target_num_replicas=1, min_replicas=0, max_replicas=4, num_gpus=0.25, accelerator_type="L4", replicas=(),
+    )  # fmt: skip
+    return replace(one, **changes)  # type: ignore[arg-type]
+
+
+RUNNING = state("a")
+ASLEEP = state("b", num_running=0, target_num_replicas=0)
+STARTING = state("b", num_running=0, num_starting=1)
+FAILED = state("b", num_running=0, status="UNHEALTHY")
+
+
+@pytest.mark.parametrize(
+    ("other", "status", "word"),
+    [
+        (ASLEEP, 200, "at zero, wakes on request"),
+        (STARTING, 503, "starting"),
+        (FAILED, 503, "failed"),
+        (None, 503, "starting"),
+    ],
+)
+def test_ready_is_when_every_model_answers_or_would_wake(other: ModelState | None, status: int, word: str) -> None:
+    answer = readiness(["a", "b"], [RUNNING, *([other] if other else [])])
+    assert answer.status_code == status
+    assert f'"a":"ready","b":"{word}"' in bytes(answer.body).decode()
+
+
+def test_the_state_tells_replicas_and_shares_of_gpus_but_no_nodes() -> None:
+    body = state_body([RUNNING], {"total": 8.0, "used": 0.25})
+    assert body["gpus"] == {"total": 8.0, "used": 0.25}
+    assert body["models"][0]["phase"] == "running"
+    assert (body["models"][0]["num_gpus"], body["models"][0]["accelerator_type"]) == (0.25, "L4")
+    assert "replicas" not in body["models"][0]
