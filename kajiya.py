@@ -134,25 +134,26 @@ def down() -> None:
 @app.command()
 def train(
     model: Model,
-    data: Annotated[Path, typer.Option(help='Dialogues, one JSON object {"messages": [...]} a line.')],
+    data: Annotated[str, typer.Option(help="A file (JSONL, JSON, CSV, Parquet, text), or hf:org/name.")],
     name: Annotated[str, typer.Option(help="Name of the adapter; a new version if it exists.")],
-    eval_data: Annotated[Path | None, typer.Option(help="Held-out dialogues; by default a part of --data.")] = None,
+    eval_data: Annotated[str | None, typer.Option(help="Held-out examples; by default a part of --data.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data.", min=0)] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, fp16, bf16, int8 or nf4.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="Preset field, as in --set r=8.")] = None,
 ) -> None:
     """Fine-tune MODEL on the cluster and follow the job: `ray job submit -- python -m train_jobs.finetune`."""
     from cluster.registry import check_name
-    from train_jobs.data import read_dialogues
+    from train_jobs.data import read_data_file
+    from train_jobs.records import HUB_PREFIX
 
     find(model)
     check_name(name)
     check_precision(precision)
     files = [data] if eval_data is None else [data, eval_data]
     for file in files:
-        read_dialogues(file)
-    arguments = ["--model", model, "--data", str(data), "--name", name]
-    arguments += ["--eval-data", str(eval_data)] if eval_data else []
+        read_data_file(file)
+    arguments = ["--model", model, "--data", data, "--name", name]
+    arguments += ["--eval-data", eval_data] if eval_data else []
     arguments += ["--epochs", str(epochs)] if epochs else []
     arguments += ["--precision", precision] if precision else []
     for setting in settings or []:
@@ -161,7 +162,7 @@ def train(
     from train_jobs.follow import follow_with_bar
     from train_jobs.submit import stop, submit
 
-    job_id = submit(url, "train_jobs.finetune", arguments, files)
+    job_id = submit(url, "train_jobs.finetune", arguments, [Path(f) for f in files if not f.startswith(HUB_PREFIX)])
     out.print(f"Job {job_id}, shown at {url}/#/jobs/{job_id}", soft_wrap=True)
     try:
         follow_with_bar(url, job_id, out)

@@ -1,6 +1,5 @@
 """The command line of the fine-tuning job."""
 
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,7 @@ NEEDED = ["--model", "m", "--data", "d.jsonl", "--name", "n"]
 
 def test_what_is_not_given_is_left_to_the_plan() -> None:
     request = read_arguments(NEEDED)
-    assert (request.model, request.data, request.name) == ("m", Path("d.jsonl"), "n")
+    assert (request.model, request.data, request.name) == ("m", "d.jsonl", "n")
     assert (request.eval_data, request.max_steps, request.method, request.precision) == (None, None, None, None)
     assert (request.max_length, request.num_workers, request.seed, request.overrides) == (None, None, 0, {})
 

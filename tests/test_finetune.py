@@ -53,8 +53,8 @@ def test_bad_requests_are_one_line_and_leave_nothing(
     assert "Full fine-tuning is not built yet" in ask("--method", "full")
     broken = tmp_path / "broken.jsonl"
     broken.write_text(f"{GOOD}\n{{}}\n")
-    assert f"{broken}:2: messages: Field required" in ask(file=broken)
-    assert f"{broken}:2: messages: Field required" in ask("--eval-data", str(broken))
+    assert f"{broken}:2: has the fields none" in ask(file=broken)
+    assert f"{broken}:2: has the fields none" in ask("--eval-data", str(broken))
     single = tmp_path / "single.jsonl"
     single.write_text(GOOD)
     assert "--eval-data" in ask(file=single)

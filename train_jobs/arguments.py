@@ -3,12 +3,12 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn, get_args
 
 from cluster.errors import UserError
 from cluster.model_card import Precision
 from cluster.presets import Method
+from train_jobs.messages import TrainOn
 
 DEFAULT_EPOCHS = 3.0
 
@@ -22,14 +22,16 @@ class Request:
     """What the user asked for."""
 
     model: str
-    data: Path
+    data: str
+    """A file, or `hf:org/name`."""
     name: str
-    eval_data: Path | None
+    eval_data: str | None
     epochs: float
     max_steps: int | None
     method: Method | None
     precision: Precision | None
     max_length: int | None
+    train_on: TrainOn
     num_workers: int | None
     seed: int
     overrides: dict[str, str]
@@ -63,14 +65,17 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--model", required=True, help="name in the catalog, hub id, or folder")
-    parser.add_argument("--data", required=True, type=Path, help='dialogues, one {"messages": [...]} a line')
+    parser.add_argument("--data", required=True, help="a file, or hf:org/name; see the README for the formats")
     parser.add_argument("--name", required=True, help="name of the adapter; a new version if it exists")
-    parser.add_argument("--eval-data", type=Path, help="held-out dialogues; by default a tenth of --data")
+    parser.add_argument("--eval-data", help="held-out examples; by default a tenth of --data")
     parser.add_argument("--epochs", type=_positive, default=DEFAULT_EPOCHS, help="passes over the data")
     parser.add_argument("--max-steps", type=_count, help="optimizer steps; instead of --epochs")
     parser.add_argument("--method", choices=get_args(Method))
     parser.add_argument("--precision", choices=get_args(Precision), help="of the frozen base")
     parser.add_argument("--max-length", type=_count, help="tokens of the longest sample that is trained whole")
+    parser.add_argument(
+        "--train-on", choices=get_args(TrainOn), default="all", help="answers of a dialogue that are trained"
+    )
     parser.add_argument("--num-workers", type=_count, help="data-parallel workers")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a preset field, as in r=8")

@@ -13,7 +13,7 @@ from cluster.hub import ensure_available
 from cluster.plan import plan_training
 from cluster.registry import AdapterVersion, check_name
 from train_jobs.arguments import Request, read_arguments
-from train_jobs.data import read_dialogues
+from train_jobs.data import read_data_file
 from train_jobs.interrupt import treat_sigterm_as_ctrl_c
 from train_jobs.progress import announce
 
@@ -37,7 +37,7 @@ def finetune(request: Request) -> AdapterVersion:
         num_workers=request.num_workers,
     )
     for path in filter(None, (request.data, request.eval_data)):
-        read_dialogues(path)
+        read_data_file(path)
     ensure_available(card)
 
     # From here on it takes seconds: torch, transformers and Ray are imported.

@@ -13,8 +13,9 @@ from cluster.models.base import load_tokenizer
 from cluster.plan import TrainingPlan
 from cluster.presets import zero_optimization
 from train_jobs.arguments import Request
-from train_jobs.data import DataFile, Dialogue, read_dialogues, split_held_out
+from train_jobs.data import DataFile, read_data_file, split_held_out
 from train_jobs.job import AdapterJob, Question, TrainJob
+from train_jobs.messages import Dialogue, Document
 from train_jobs.progress import announce
 from train_jobs.tokens import TokenizedData, prompt_ids, tokenize
 
@@ -47,18 +48,23 @@ def read_data(request: Request, plan: TrainingPlan) -> Data:
         DataError: A file that cannot be trained on; file, line and reason are named.
     """
     card = plan.card
-    file = read_dialogues(request.data)
+    file = read_data_file(request.data)
     if request.eval_data is None:
-        train, held_out = split_held_out(file.dialogues, seed=request.seed)
-        held_out_path = request.data
+        train, held_out = split_held_out(file.examples, seed=request.seed)
     else:
-        train, held_out, held_out_path = file.dialogues, read_dialogues(request.eval_data).dialogues, request.eval_data
+        train, held_out = file.examples, read_data_file(request.eval_data).examples
     tokenizer = load_tokenizer(card)
-    to_samples = partial(tokenize, tokenizer=tokenizer, max_length=plan.max_length, stop_token_ids=card.stop_token_ids)
+    to_samples = partial(
+        tokenize,
+        tokenizer=tokenizer,
+        max_length=plan.max_length,
+        stop_token_ids=card.stop_token_ids,
+        train_on=request.train_on,
+    )
     data = Data(
         file=file,
-        train=to_samples(train, path=request.data),
-        held_out=to_samples(held_out, path=held_out_path),
+        train=to_samples(train),
+        held_out=to_samples(held_out),
         questions=tuple(_questions(held_out, tokenizer)),
     )
     _announce(data, plan)
@@ -69,26 +75,27 @@ def _announce(data: Data, plan: TrainingPlan) -> None:
     train = data.train
     announce(
         "data",
-        f"{len(train.samples)} dialogues to train on ({train.num_tokens} tokens, {train.num_trained_tokens} of them "
-        f"with a loss), {len(data.held_out.samples)} held out, {len(data.questions)} of them with a checkable answer",
+        f"{data.file.format}: {len(train.samples)} samples to train on ({train.num_tokens} tokens, "
+        f"{train.num_trained_tokens} of them with a loss), {len(data.held_out.samples)} held out, "
+        f"{len(data.questions)} of them with a checkable answer",
     )
     if num_cut := train.num_cut + data.held_out.num_cut:
-        text = f"{num_cut} dialogues are longer than {plan.max_length} tokens; what is beyond is not trained on"
+        text = f"{num_cut} samples are longer than {plan.max_length} tokens; what is beyond is not trained on"
         announce("warning", text)
 
 
-def _questions(dialogues: Sequence[Dialogue], tokenizer: PreTrainedTokenizerBase) -> list[Question]:
+def _questions(examples: Sequence[Dialogue | Document], tokenizer: PreTrainedTokenizerBase) -> list[Question]:
     """Return the dialogues that say what their last answer must contain."""
     questions = []
-    for dialogue in dialogues:
-        if dialogue.answer_contains is None:
+    for dialogue in examples:
+        if isinstance(dialogue, Document) or dialogue.answer_contains is None:
             continue
         messages = dialogue.as_dicts()
         last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
         reference = tokenizer(messages[last]["content"], add_special_tokens=False).input_ids
         questions.append(
             Question(
-                prompt_ids=tuple(prompt_ids(messages[:last], tokenizer)),
+                prompt_ids=tuple(prompt_ids(messages[:last], tokenizer, dialogue.tools)),
                 answer_contains=dialogue.answer_contains,
                 max_new_tokens=len(reference) + EXTRA_ANSWER_TOKENS,
             )

@@ -31,7 +31,7 @@ def register(
         adapter=asdict(job.adapters[0].spec) | {"target_modules": list(job.adapters[0].spec.target_modules)},
         plan=plan.to_json(),
         data=DataSource(
-            file=data.file.path.name,
+            file=data.file.name,
             sha256=data.file.sha256,
             num_samples=len(data.train.samples),
             num_trained_tokens=data.train.num_trained_tokens,
