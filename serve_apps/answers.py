@@ -3,14 +3,17 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Literal, Self
 
 from serve_apps.engine import EngineStopped, Progress
+from serve_apps.logprobs import LogprobStream, PlacedLogprobs
 from serve_apps.requests import Job
 from serve_apps.responses import Piece
 from serve_apps.runtime import Runtime
 from serve_apps.stops import TextStream
+from serve_apps.vocabulary import vocabulary_of
 
 
 class Answering:
@@ -21,7 +24,14 @@ class Answering:
         self._job = job
         self._slot = slot
         self._request_ids = [f"{request_id}-{i}" for i in range(len(job.answers))]
-        self._texts = [TextStream(runtime.decode, job.stop) for _ in job.answers]
+        self._texts = [
+            TextStream(runtime.decode, job.stop, min_tokens=answer.sampling.min_tokens) for answer in job.answers
+        ]
+        self._logprobs = {
+            index: LogprobStream(vocabulary_of(runtime.tokenizer))
+            for index, answer in enumerate(job.answers)
+            if answer.sampling.num_logprobs is not None
+        }
         self._running: set[int] = set()
         self._arrived: list[tuple[int, Progress]] = []
         self._has_arrived = asyncio.Event()
@@ -53,17 +63,8 @@ class Answering:
 
     async def whole(self) -> list[Piece]:
         """Return every answer in full, in order."""
-        texts = ["" for _ in self._texts]
-        ends: dict[int, Piece] = {}
-        async for pieces in self.pieces(lambda: 0.0):
-            for piece in pieces:
-                texts[piece.index] += piece.text
-                if piece.finish_reason:
-                    ends[piece.index] = piece
-        return [
-            Piece(index=i, text=texts[i], finish_reason=ends[i].finish_reason, stop_reason=ends[i].stop_reason)
-            for i in range(len(texts))
-        ]
+        arrived = [piece async for pieces in self.pieces(lambda: 0.0) for piece in pieces]
+        return sorted(_joined(arrived), key=lambda piece: piece.index)
 
     async def pieces(self, interval_s: Callable[[], float]) -> AsyncIterator[list[Piece]]:
         """Yield new text as it comes, all that gathers within `interval_s()` at once; the end is not kept waiting.
@@ -108,27 +109,43 @@ class Answering:
         if progress.error is not None:
             raise EngineStopped(f"The engine failed: {progress.error}. Try again.")
         text = self._texts[index]
-        new = text.push(progress.token_ids)
+        new = self._push(index, progress)
         if text.stopped_by is None and not progress.is_finished:
-            return Piece(index=index, text=new) if new else None
+            return Piece(index=index, text=new, logprobs=self._released(index, new)) if new else None
         self._running.discard(index)
         if not progress.is_finished:
             self._runtime.engine.cancel(self._request_ids[index])
         new += text.finish()
         is_stopped = text.stopped_by is not None or not self._job.stop_token_ids.isdisjoint(progress.token_ids[-1:])
         reason: Literal["stop", "length"] = "stop" if is_stopped else "length"
-        return Piece(index=index, text=new, finish_reason=reason, stop_reason=text.stopped_by)
+        logprobs = self._released(index, new, is_last=True)
+        return Piece(index=index, text=new, finish_reason=reason, stop_reason=text.stopped_by, logprobs=logprobs)
+
+    def _push(self, index: int, progress: Progress) -> str:
+        text = self._texts[index]
+        if index not in self._logprobs:
+            return text.push(progress.token_ids)
+        new = ""
+        for token_id, logprobs in zip(progress.token_ids, progress.logprobs, strict=True):
+            if text.stopped_by is None:
+                self._logprobs[index].add(logprobs, text_offset=text.num_chars)
+                new += text.push([token_id])
+        return new
+
+    def _released(self, index: int, new: str, *, is_last: bool = False) -> tuple[PlacedLogprobs, ...]:
+        return self._logprobs[index].release(new, is_last=is_last) if index in self._logprobs else ()
 
 
 def _joined(pieces: list[Piece]) -> list[Piece]:
     """Return one piece per answer, the texts of those that came together joined."""
-    joined: dict[int, Piece] = {}
+    joined: dict[int, list[Piece]] = {}
     for piece in pieces:
-        before = joined[piece.index].text if piece.index in joined else ""
-        joined[piece.index] = Piece(
-            index=piece.index,
-            text=before + piece.text,
-            finish_reason=piece.finish_reason,
-            stop_reason=piece.stop_reason,
+        joined.setdefault(piece.index, []).append(piece)
+    return [
+        replace(
+            parts[-1],
+            text="".join(part.text for part in parts),
+            logprobs=tuple(one for part in parts for one in part.logprobs),
         )
-    return list(joined.values())
+        for parts in joined.values()
+    ]

@@ -16,7 +16,7 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from transformers import PreTrainedTokenizerBase
 
 from serve_apps.refusals import Refusal
-from serve_apps.vocabulary import Vocabulary
+from serve_apps.vocabulary import vocabulary_of
 
 MAX_SCHEMA_CHARS = 64 * 1024
 """Longer schemas take seconds to compile, and their masks tens of milliseconds of every pass."""
@@ -118,7 +118,7 @@ class _Tokens:
     bos_token_id = None
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_token_id: int) -> None:
-        vocabulary = Vocabulary(tokenizer)
+        vocabulary = vocabulary_of(tokenizer)
         self.eos_token_id = eos_token_id
         self.tokens = [vocabulary.bytes_of(token_id) for token_id in range(len(tokenizer))]
         self.special_token_ids = vocabulary.special_token_ids

@@ -1,5 +1,7 @@
 """What the HTTP border refuses, with all that OpenAI's error shape needs."""
 
+from typing import Any
+
 from cluster.errors import UserError
 
 
@@ -31,3 +33,10 @@ def unsupported(param: str, instead: str) -> Refusal:
     """Return the refusal of a field that this engine does not know; `instead` is the way out."""
     message = f"{param} is not supported by this model's engine; {instead}."
     return Refusal(message, param=param, code="unsupported_parameter")
+
+
+def in_range(param: str, value: float, low: float, high: float) -> Any:
+    """Return `value`, or raise the refusal of a field that is not between `low` and `high`."""
+    if not low <= value <= high:  # also false for NaN
+        raise Refusal(f"{param} is {value}; it has to be between {low:g} and {high:g}.", param=param)
+    return value

@@ -1,10 +1,11 @@
 """OpenAI's response bodies, whole and in pieces."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from serve_apps.logprobs import Candidate, PlacedLogprobs
 from serve_apps.tool_calls import CallDelta
 
 Endpoint = Literal["chat", "completions"]
@@ -30,6 +31,8 @@ class Piece:
     """The stop string that ended it."""
     message: MessageDelta | None = None
     """The text taken apart; None where it is the content as it is."""
+    logprobs: tuple[PlacedLogprobs, ...] = ()
+    """Of the tokens of the text, if they are asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +69,8 @@ def whole(head: Head, pieces: Iterable[Piece], counts: dict[str, int]) -> dict[s
     for piece in pieces:
         ends = {"index": piece.index, "finish_reason": piece.finish_reason, "stop_reason": piece.stop_reason}
         chat = {"message": {"role": "assistant"} | _message(piece)}
-        choices.append(ends | (chat if head.endpoint == "chat" else {"text": piece.text}))
+        answer = chat if head.endpoint == "chat" else {"text": piece.text}
+        choices.append(ends | answer | _logprobs(head.endpoint, piece.logprobs))
     return head.body(choices, is_chunk=False) | {"usage": counts}
 
 
@@ -87,6 +91,7 @@ def piece_event(head: Head, piece: Piece) -> str:
         choice["text"] = piece.text
     if piece.stop_reason is not None:
         choice["stop_reason"] = piece.stop_reason
+    choice.update(_logprobs(head.endpoint, piece.logprobs))
     return event(head.body([choice], is_chunk=True))
 
 
@@ -120,6 +125,38 @@ def _call_delta(call: CallDelta) -> dict[str, Any]:
     if call.name is None:
         return {"index": call.index, "function": function}
     return {"index": call.index, "id": call.call_id, "type": "function", "function": {"name": call.name} | function}
+
+
+def _logprobs(endpoint: Endpoint, tokens: Sequence[PlacedLogprobs]) -> dict[str, Any]:
+    """Return the `logprobs` field of a choice, nothing if there are none."""
+    if not tokens:
+        return {}
+    if endpoint == "chat":
+        content = [_candidate(one.chosen) | {"top_logprobs": [_candidate(top) for top in one.top]} for one in tokens]
+        return {"logprobs": {"content": content, "refusal": None}}
+    columns = {
+        "tokens": [one.chosen.token for one in tokens],
+        "token_logprobs": [_finite(one.chosen.logprob) for one in tokens],
+        "top_logprobs": [_by_token(one) for one in tokens],
+        "text_offset": [one.text_offset for one in tokens],
+    }
+    return {"logprobs": columns}
+
+
+def _candidate(candidate: Candidate) -> dict[str, Any]:
+    return {"token": candidate.token, "logprob": _finite(candidate.logprob), "bytes": list(candidate.data)}
+
+
+def _by_token(one: PlacedLogprobs) -> dict[str, float]:
+    """Return the likeliest tokens; the chosen one is always among them, as in OpenAI's completions."""
+    by_token: dict[str, float] = {}
+    for candidate in (*one.top, one.chosen):
+        by_token.setdefault(candidate.token, _finite(candidate.logprob))
+    return by_token
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, -9999.0)  # OpenAI's word for impossible; JSON has no infinity
 
 
 def usage_event(head: Head, counts: dict[str, int]) -> str:

@@ -9,18 +9,24 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 class TextStream:
     """Decodes one answer piece by piece; what it has given out is never taken back.
 
+    A stop string ends it only behind the text of the first `min_tokens` tokens, as in vLLM.
     Held back are bytes that are not a whole character yet, and text that may turn out to begin a stop string.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = (), *, min_tokens: int = 0
+    ) -> None:
         self._decode = decode
         self._stop = tuple(stop)
+        self._min_tokens = min_tokens
         self._token_ids: list[int] = []
         # Decoded together, tokens before and after a cut share a space or a character. So a window of earlier tokens
         # stays in front of the new ones: [begin, read) is known text, from `read` on it is new.
         self._begin = 0
         self._read = 0
         self._held = ""
+        self.num_chars = 0
+        """Characters of the answer so far, with those that are held back."""
         self.stopped_by: str | None = None
         """The stop string that ended the answer."""
 
@@ -55,10 +61,11 @@ class TextStream:
         if text.endswith(REPLACEMENT) and not is_last:
             return ""
         self._begin, self._read = self._read, len(self._token_ids)
+        self.num_chars += len(text) - len(known)
         return text[len(known) :]
 
     def _up_to_stop(self, text: str) -> str:
-        if not self._stop:
+        if not self._stop or len(self._token_ids) <= self._min_tokens:
             return text
         text = self._held + text
         found = [(place, stop) for stop in self._stop if (place := text.find(stop)) >= 0]

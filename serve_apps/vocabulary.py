@@ -1,7 +1,7 @@
 """The bytes behind each token of a tokenizer."""
 
 import re
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
@@ -40,6 +40,12 @@ class Vocabulary:
         """Return the tokens that stand for no text."""
         added = self._tokenizer.added_tokens_decoder
         return [token_id for token_id, token in added.items() if token.special]
+
+
+@lru_cache(maxsize=8)
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
+    """Return the vocabulary of `tokenizer`, always the same one."""
+    return Vocabulary(tokenizer)
 
 
 @cache
