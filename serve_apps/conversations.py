@@ -59,7 +59,8 @@ def read_conversation(request: BaseModel, tokenizer: PreTrainedTokenizerBase) ->
         raise unsupported("tools", 'its chat template knows none; force a call with tool_choice="required" or a name')
     if tools is not None and not takes_tools:
         messages = with_description(messages, tools)
-    prompt = _render(tokenizer, messages, _declared(tools) if takes_tools else None, _variables(request, variables))
+    settings = _settings(request, variables) | {"add_generation_prompt": vars(request)["add_generation_prompt"]}
+    prompt = _render(tokenizer, messages, _declared(tools) if takes_tools else None, settings)
     prompt_ids = tokenizer(prompt, add_special_tokens=False).input_ids
     return Conversation(
         prompt_ids=list(prompt_ids), thinking=thinking_of(template, prompt), tools=tools, template=template
@@ -70,7 +71,7 @@ def _declared(tools: ToolUse | None) -> list[dict[str, Any]] | None:
     return None if tools is None else [{"type": "function", "function": function} for function in tools.functions]
 
 
-def _variables(request: BaseModel, known: frozenset[str]) -> dict[str, Any]:
+def _settings(request: BaseModel, known: frozenset[str]) -> dict[str, Any]:
     """Return what the request sets in the template, such as `enable_thinking`; a name it does not read is refused."""
     given = {f"chat_template_kwargs.{k}": v for k, v in (vars(request).get("chat_template_kwargs") or {}).items()}
     if vars(request).get("reasoning_effort") is not None:
@@ -86,13 +87,9 @@ def _render(
     tokenizer: PreTrainedTokenizerBase,
     messages: list[dict[str, Any]],
     tools: list[dict[str, Any]] | None,
-    variables: dict[str, Any],
+    settings: dict[str, Any],
 ) -> str:
     try:
-        return str(
-            tokenizer.apply_chat_template(
-                messages, tools=tools, add_generation_prompt=True, tokenize=False, **variables
-            )
-        )
+        return str(tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **settings))
     except (TemplateError, TypeError) as error:  # TypeError: a variable of another type than the template expects
         raise Refusal(f"The model's chat template refuses these messages: {error}.", param="messages") from error

@@ -39,7 +39,7 @@ class MessageStreams:
         """Return `pieces` with what their texts add to the messages; those that add nothing yet are left out."""
         if self._is_plain:
             return pieces
-        return [piece for piece in map(self._read, pieces) if piece.finish_reason or piece.message != NOTHING]
+        return [p for p in map(self._read, pieces) if p.finish_reason or p.logprobs or p.message != NOTHING]
 
     def _read(self, piece: Piece) -> Piece:
         is_last = piece.finish_reason is not None

@@ -25,7 +25,7 @@ def plain_messages(messages: list[dict[str, Any]], *, takes_tools: bool) -> list
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
         _check_keys(message, where, takes_tools=takes_tools)
-        one = {"role": _role(message), "content": _text(message.get("content"), f"{where}.content")}
+        one: dict[str, Any] = {"role": _role(message), "content": _text(message.get("content"), f"{where}.content")}
         if message.get("tool_calls"):
             one["tool_calls"] = [_call(c, f"{where}.tool_calls[{i}]") for i, c in enumerate(message["tool_calls"])]
             call_ids.update(call["id"] for call in one["tool_calls"])

@@ -6,19 +6,29 @@ import itertools
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+import torch
 from pydantic import BaseModel
+from ray.llm._internal.serve.core.configs.openai_api_models import DetokenizeResponse, TokenizeResponse
 from ray.serve.llm import LLMConfig
-from ray.serve.llm.openai_api_models import ChatCompletionResponse, CompletionResponse, ErrorResponse
+from ray.serve.llm.openai_api_models import (
+    ChatCompletionResponse,
+    CompletionResponse,
+    EmbeddingResponse,
+    ErrorResponse,
+)
 
-from serve_apps import responses
+from serve_apps import embeddings, responses
 from serve_apps.answers import Answering
-from serve_apps.refusals import Refusal
+from serve_apps.embeddings import read_embeddings
+from serve_apps.message_stream import MessageStreams
+from serve_apps.refusals import Refusal, unsupported
 from serve_apps.requests import Job, read_chat, read_completion
 from serve_apps.responses import Endpoint, Head
 from serve_apps.runtime import Runtime, start_runtime
+from serve_apps.tokenizing import detokenize, tokenize
 
 MAX_EVENTS_PER_S = 64
 """Server-sent events of all streams together. Each crosses three processes, which compete with the model for cores."""
@@ -26,7 +36,7 @@ MAX_EVENT_INTERVAL_S = 0.25
 
 
 class TransformersServer:
-    """Answers chat and completions; the methods are those that Ray's ingress and Serve call (`LLMServerProtocol`)."""
+    """Answers requests for one model; the methods are those that Ray's ingress and Serve call (`LLMServerProtocol`)."""
 
     def __init__(self, llm_config: LLMConfig, runtime: Runtime | None = None) -> None:
         self._llm_config = llm_config
@@ -53,32 +63,36 @@ class TransformersServer:
 
     async def chat(self, request: BaseModel, raw_request_info: object = None) -> AsyncIterator[Any]:  # noqa: ARG002
         """Answer `/v1/chat/completions`."""
-        async for item in self._answer(request, "chat"):
+        async for item in _refusable(self._generate(request, "chat")):
             yield item
 
     async def completions(self, request: BaseModel, raw_request_info: object = None) -> AsyncIterator[Any]:  # noqa: ARG002
         """Answer `/v1/completions`."""
-        async for item in self._answer(request, "completions"):
+        async for item in _refusable(self._generate(request, "completions")):
             yield item
 
-    async def _answer(self, request: BaseModel, endpoint: Endpoint) -> AsyncIterator[Any]:
-        try:
-            async for item in self._run(request, endpoint):
-                yield item
-        except Refusal as refusal:
-            yield refusal_response(refusal)
+    async def embeddings(self, request: BaseModel, raw_request_info: object = None) -> AsyncIterator[Any]:  # noqa: ARG002
+        """Answer `/v1/embeddings`."""
+        async for item in _refusable(self._embed(request)):
+            yield item
 
-    async def _run(self, request: BaseModel, endpoint: Endpoint) -> AsyncIterator[Any]:
+    async def tokenize(self, request: BaseModel, raw_request_info: object = None) -> AsyncIterator[Any]:  # noqa: ARG002
+        """Answer `/tokenize`."""
+        async for item in _refusable(self._tokenize(request)):
+            yield item
+
+    async def detokenize(self, request: BaseModel, raw_request_info: object = None) -> AsyncIterator[Any]:  # noqa: ARG002
+        """Answer `/detokenize`."""
+        async for item in _refusable(self._detokenize(request)):
+            yield item
+
+    async def _generate(self, request: BaseModel, endpoint: Endpoint) -> AsyncIterator[Any]:
         runtime = self._runtime
         read = read_chat if endpoint == "chat" else read_completion
         # In a thread: a long prompt takes milliseconds to tokenize, and streams go on meanwhile.
         job = await asyncio.to_thread(read, request, runtime.tokenizer, runtime.limits)
-        model, _, ref = (vars(request)["model"] or self._llm_config.model_id).partition(":")
         async with AsyncExitStack() as stack:
-            slot = -1
-            if ref:
-                lease = await stack.enter_async_context(runtime.adapters.lease(ref))
-                model, slot = lease.version.served_name, lease.slot
+            model, slot = await stack.enter_async_context(self._lease(request))
             head = Head(
                 endpoint=endpoint,
                 response_id=f"{'chatcmpl' if endpoint == 'chat' else 'cmpl'}-{uuid.uuid4().hex}",
@@ -92,12 +106,48 @@ class TransformersServer:
             else:
                 yield await _whole(answering, job, head)
 
+    @asynccontextmanager
+    async def _lease(self, request: BaseModel) -> AsyncIterator[tuple[str, int]]:
+        """Hold the adapter that `request` names, if any; yield the served name and the adapter's slot."""
+        model, _, ref = (vars(request)["model"] or self._llm_config.model_id).partition(":")
+        if not ref:
+            yield model, -1
+            return
+        async with self._runtime.adapters.lease(ref) as lease:
+            yield lease.version.served_name, lease.slot
+
+    async def _embed(self, request: BaseModel) -> AsyncIterator[EmbeddingResponse]:
+        runtime = self._runtime
+        embedder = runtime.embedder
+        if embedder is None:
+            raise unsupported("/v1/embeddings", "serve the model with engine: transformers")
+        runtime.engine.check_health()
+        job = await asyncio.to_thread(read_embeddings, request, runtime.tokenizer, runtime.limits)
+        async with self._lease(request) as (model, slot):
+            passes = embedder.passes(job.inputs)
+            rows = torch.cat([await asyncio.to_thread(embedder.embed, group, slot) for group in passes])
+        body = await asyncio.to_thread(embeddings.body, job, rows, model)
+        yield EmbeddingResponse.model_validate(body)
+
+    async def _tokenize(self, request: BaseModel) -> AsyncIterator[TokenizeResponse]:
+        runtime = self._runtime
+        limit = runtime.limits.max_model_len
+        yield TokenizeResponse.model_validate(await asyncio.to_thread(tokenize, request, runtime.tokenizer, limit))
+
+    async def _detokenize(self, request: BaseModel) -> AsyncIterator[DetokenizeResponse]:
+        runtime = self._runtime
+        size = runtime.limits.vocab_size
+        yield DetokenizeResponse.model_validate(await asyncio.to_thread(detokenize, request, runtime.tokenizer, size))
+
     async def _stream(self, answering: Answering, job: Job, head: Head) -> AsyncIterator[str]:
         opening = responses.role_events(head, len(job.answers))
+        messages = MessageStreams(job.reading, len(job.answers))
         self._num_streams += 1
         try:
             async for pieces in answering.pieces(self._event_interval_s):
-                yield opening + "".join(responses.piece_event(head, piece) for piece in pieces)
+                events = opening + "".join(responses.piece_event(head, piece) for piece in messages.read(pieces))
+                if events:
+                    yield events
                 opening = ""
         except RuntimeError as error:  # the engine died: the status is sent already, so the stream says it
             yield responses.event(responses.error_body(str(error), kind="server_error", param=None, code=None))
@@ -111,8 +161,16 @@ class TransformersServer:
         return min(self._num_streams / MAX_EVENTS_PER_S, MAX_EVENT_INTERVAL_S)
 
 
+async def _refusable(items: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    try:
+        async for item in items:
+            yield item
+    except Refusal as refusal:
+        yield refusal_response(refusal)
+
+
 async def _whole(answering: Answering, job: Job, head: Head) -> ChatCompletionResponse | CompletionResponse:
-    pieces = await answering.whole()
+    pieces = MessageStreams(job.reading, len(job.answers)).read(await answering.whole())
     body = responses.whole(head, pieces, responses.usage(job.num_prompt_tokens, answering.num_tokens))
     kind = ChatCompletionResponse if head.endpoint == "chat" else CompletionResponse
     response: ChatCompletionResponse | CompletionResponse = kind.model_validate(body)

@@ -44,7 +44,7 @@ def read_tools(request: BaseModel) -> ToolUse | None:
         Refusal: a tool without a usable name, or a choice that is none of the tools.
     """
     fields = vars(request)
-    choice = fields["tool_choice"]
+    choice = fields.get("tool_choice")  # absent in a request that only counts tokens
     if not fields["tools"] or choice == "none":
         return None
     functions = [_function(tool, f"tools[{i}]") for i, tool in enumerate(fields["tools"])]
@@ -56,7 +56,7 @@ def read_tools(request: BaseModel) -> ToolUse | None:
         functions = [function for function in functions if function["name"] == choice.function.name]
         if not functions:
             raise Refusal(f"tool_choice names {choice.function.name!r}, which is no tool.", param="tool_choice")
-    is_single = fields["parallel_tool_calls"] is False or (is_forced and choice != "required")
+    is_single = fields.get("parallel_tool_calls") is False or (is_forced and choice != "required")
     for index, tool in enumerate(fields["tools"]):
         if tool.function.strict and not is_forced:
             raise unsupported(

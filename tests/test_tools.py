@@ -1,6 +1,6 @@
 from typing import Any
 
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]
 import pytest
 from ray.serve.llm.openai_api_models import ChatCompletionRequest
 
@@ -54,4 +54,6 @@ def test_two_tools_cannot_define_one_type_in_two_ways() -> None:
 
 def test_without_a_choice_the_model_decides() -> None:
     auto = use("auto")
-    assert (auto.is_forced, auto.max_calls, auto.names) == (False, None, {"weather", "now"})
+    assert not auto.is_forced
+    assert auto.max_calls is None
+    assert auto.names == {"weather", "now"}
