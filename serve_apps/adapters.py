@@ -1,16 +1,19 @@
-"""Which adapter is in which slot of the bank: loaded on first use, the least recently used one makes room."""
+"""Which adapter is in which slot of the engine: loaded on first use, the least recently used one makes room."""
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cluster.errors import UserError
+from cluster.lookup import Lookup
 from cluster.model_card import ModelCard
 from cluster.models.fingerprint import ensure_same_base
-from cluster.registry import AdapterVersion, Registry, UnknownAdapter
+from cluster.registry import AdapterVersion, Registry
+from serve_apps.adapter_refusals import adapter_errors
 from serve_apps.engine import Engine
 from serve_apps.refusals import Refusal
 from serve_apps.token_engine import AdapterLoader
@@ -24,6 +27,8 @@ class Slot:
     """One place for an adapter in the engine."""
 
     index: int
+    version: AdapterVersion | None = None
+    """None while it is empty."""
     num_users: int = 0
     """Requests in flight; a slot in use is not given away."""
 
@@ -61,6 +66,7 @@ class AdapterSlots:
         self._loader = loader
         self._card = card
         self._registry = registry
+        self._lookup = Lookup(registry)
         self._max_loras = max_loras
         self._loaded: OrderedDict[Key, Slot] = OrderedDict()  # the least recently used first
         self._changed = asyncio.Condition()
@@ -84,30 +90,41 @@ class AdapterSlots:
                 self._changed.notify_all()
 
     async def _resolve(self, ref: str) -> AdapterVersion:
-        try:
-            return await asyncio.to_thread(self._registry.resolve, self._card.name, ref)
-        except UnknownAdapter as error:
-            raise Refusal(str(error), param="model", code="model_not_found", status=404) from error
-        except UserError as error:
-            raise Refusal(str(error), param="model", code="adapter_unusable") from error
+        with adapter_errors():
+            return await asyncio.to_thread(self._lookup.resolve, self._card.name, ref)
 
     async def _enter(self, version: AdapterVersion) -> Slot:
         key = (version.served_name, repr(sorted(version.manifest.files.items())))
-        async with self._changed:
-            if key not in self._loaded:
-                # Under the lock, so that two first requests load an adapter once; others wait for the disk meanwhile.
-                slot = await self._free_slot()
-                try:
-                    await self._load(version, slot)
-                except BaseException:
-                    self._loaded[("", str(slot.index))] = slot  # empty again, and the first to be given away
-                    self._loaded.move_to_end(("", str(slot.index)), last=False)
-                    raise
-                self._loaded[key] = slot
-            self._loaded.move_to_end(key)
-            slot = self._loaded[key]
-            slot.num_users += 1
-            return slot
+        folder = None
+        while True:
+            async with self._changed:
+                if key not in self._loaded and folder is not None:
+                    # Under the lock, so that two first requests load an adapter once.
+                    await self._fill(await self._free_slot(), key, version, folder)
+                if key in self._loaded:
+                    self._loaded.move_to_end(key)
+                    slot = self._loaded[key]
+                    slot.num_users += 1
+                    return slot
+            # Without the lock, so that those whose adapter is there do not wait for this one's download.
+            with adapter_errors():
+                folder = await asyncio.to_thread(self._fetch, version)
+
+    def _fetch(self, version: AdapterVersion) -> Path:
+        ensure_same_base(version, self._card)
+        return self._registry.fetch(version)
+
+    async def _fill(self, slot: Slot, key: Key, version: AdapterVersion, folder: Path) -> None:
+        slot.version = None
+        try:
+            with adapter_errors():
+                await _to_its_end(partial(self._loader.load, slot.index, version, folder))
+        except BaseException:
+            self._loaded[("", str(slot.index))] = slot  # empty, and the first to be given away
+            self._loaded.move_to_end(("", str(slot.index)), last=False)
+            raise
+        slot.version = version
+        self._loaded[key] = slot
 
     async def _free_slot(self) -> Slot:
         if self._max_loras == 0:
@@ -119,17 +136,43 @@ class AdapterSlots:
         if len(self._loaded) < self._max_loras:
             taken = {slot.index for slot in self._loaded.values()}
             return Slot(index=min(set(range(self._max_loras)) - taken))
-        await self._changed.wait_for(lambda: any(slot.num_users == 0 for slot in self._loaded.values()))
-        key = next(key for key, slot in self._loaded.items() if slot.num_users == 0)
+        while (key := await asyncio.to_thread(self._least_needed)) is None:
+            await self._changed.wait()
         return self._loaded.pop(key)
 
-    async def _load(self, version: AdapterVersion, slot: Slot) -> None:
-        try:
-            # Not to be cut short by a client that leaves: the thread would go on writing into a slot given away.
-            await asyncio.shield(asyncio.to_thread(self._load_now, version, slot.index))
-        except UserError as error:
-            raise Refusal(str(error), param="model", code="adapter_unusable") from error
+    def _least_needed(self) -> Key | None:
+        """Return the adapter that makes room, or None while all that may be evicted are in use.
 
-    def _load_now(self, version: AdapterVersion, index: int) -> None:
-        ensure_same_base(version, self._card)
-        self._loader.load(index, version, self._registry.fetch(version))
+        A replica smaller than the one for which adapters were pinned keeps the pinned ones that were used last, all
+        but one: a request for any other adapter has to get in.
+        """
+        pinned = [key for key, slot in self._loaded.items() if self._is_pinned(slot)]
+        kept = set(pinned[-(self._max_loras - 1) :]) if self._max_loras > 1 else set()
+        return next((key for key, slot in self._loaded.items() if slot.num_users == 0 and key not in kept), None)
+
+    def _is_pinned(self, slot: Slot) -> bool:
+        if slot.version is None:
+            return False
+        try:
+            alias = self._lookup.alias(slot.version.model, slot.version.name)
+        except UserError:  # it was deleted meanwhile
+            return False
+        return alias.is_pinned and alias.version == slot.version.version
+
+
+async def _to_its_end(work: Callable[[], None]) -> None:
+    """Run `work` in a thread, and return or raise when it is over, not before, even where a client leaves meanwhile.
+
+    Else the thread would go on writing into a slot that has been given away.
+    """
+    task = asyncio.create_task(asyncio.to_thread(work))
+    cancelled = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        task.exception()  # seen, so that asyncio does not report it as forgotten
+        raise cancelled
+    task.result()

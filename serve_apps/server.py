@@ -178,7 +178,8 @@ async def _whole(answering: Answering, job: Job, head: Head) -> ChatCompletionRe
 
 
 def refusal_response(refusal: Refusal) -> ErrorResponse:
-    """Return the refusal as the object that Ray's ingress expects; `kind` is an extra that ours reads."""
+    """Return the refusal as the object that Ray's ingress expects; the extras are for ours to read."""
     kind = "not_found_error" if refusal.status == 404 else "invalid_request_error"
     fields = {"message": refusal.message, "type": kind, "param": refusal.param, "code": refusal.status}
-    return ErrorResponse.model_validate({"error": fields | {"kind": refusal.code}})
+    extra = {"kind": refusal.code, "retry_after_s": refusal.retry_after_s}
+    return ErrorResponse.model_validate({"error": fields | extra})

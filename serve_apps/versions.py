@@ -2,11 +2,11 @@
 
 import asyncio
 
-from cluster.errors import UserError
-from cluster.registry import AdapterVersion, Registry, UnknownAdapter
+from cluster.lookup import Lookup
+from cluster.registry import AdapterVersion, Registry
+from serve_apps.adapter_refusals import adapter_errors
 from serve_apps.call import Call
 from serve_apps.facts import ModelFacts
-from serve_apps.refusals import Refusal
 
 
 class Versions:
@@ -14,7 +14,7 @@ class Versions:
 
     def __init__(self, facts: dict[str, ModelFacts]) -> None:
         self._facts = facts
-        self._registry = Registry.default()
+        self._lookup = Lookup(Registry.default())
 
     async def resolve(self, model: str, call: Call) -> str:
         """Return `base` or `base:name@version` for `model`; notes it in `call`, lineage headers included.
@@ -27,18 +27,19 @@ class Versions:
         call.response_headers |= _base_lineage(self._facts[base])
         if not ref:
             return base
-        version = await self._find(base, ref)
+        with adapter_errors():
+            version = await asyncio.to_thread(self._lookup.resolve, base, ref, user=user_of(call))
         call.adapter, call.version = version.name, version.version
         call.response_headers |= _adapter_lineage(version)
         return version.served_name
 
-    async def _find(self, base: str, ref: str) -> AdapterVersion:
-        try:
-            return await asyncio.to_thread(self._registry.resolve, base, ref)
-        except UnknownAdapter as error:
-            raise Refusal(str(error), param="model", code="model_not_found", status=404) from error
-        except UserError as error:
-            raise Refusal(str(error), param="model", code="adapter_unusable") from error
+
+def user_of(call: Call) -> str:
+    """Return who a canary takes the caller for: the client's own user, else the key, else the address.
+
+    Behind a proxy, all who send neither have its address, and get the same version.
+    """
+    return f"user {call.user}" if call.user else f"key {call.key_id}" if call.key_id else f"address {call.client}"
 
 
 def _base_lineage(facts: ModelFacts) -> dict[str, str]:
