@@ -67,7 +67,7 @@ class Embedder:
             # Positions that start again tell transformers where a text begins, so that none sees another.
             output = model.base_model(input_ids=ids, position_ids=positions, use_cache=False)
             states: torch.Tensor = output.last_hidden_state[0]  # [T, D]
-        return torch.stack([part.float().mean(0) for part in states.split(lengths)]).cpu()
+        return torch.stack([part.float().mean(0) for part in torch.split(states, lengths)]).cpu()
 
     def _adapter(self, slot: int, num_tokens: int) -> AbstractContextManager[None]:
         bank = self._engine.bank

@@ -3,22 +3,26 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jinja2 import TemplateError
 from pydantic import BaseModel
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from serve_apps.refusals import Refusal, unsupported
+from serve_apps.conversations import read_conversation
+from serve_apps.fields import refuse_unsupported
+from serve_apps.grammar import Grammar, compile_grammar
+from serve_apps.message_stream import PLAIN, Reading
+from serve_apps.prompts import read_prompts
+from serve_apps.refusals import Refusal, in_range, unsupported
 from serve_apps.sampling import Sampling
+from serve_apps.sampling_fields import read_grammar, read_sampling
+from serve_apps.tools import ToolUse, calls_schema
 
-GREEDY_BELOW = 1e-5
-"""Lower temperatures are greedy, as in vLLM: scores divided by them overflow."""
 MAX_STOPS = 16
 SUPPORTED = frozenset({"messages", "prompt", "model", "stream", "stream_options"}) | {
     *("max_tokens", "max_completion_tokens", "n", "stop", "stop_token_ids", "ignore_eos"),
-    *("temperature", "top_p", "top_k", "repetition_penalty", "seed"),
+    *("temperature", "top_p", "top_k", "min_p", "min_tokens", "seed", "logprobs", "top_logprobs"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "response_format"),
+    *("tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs", "reasoning_effort"),
 }
-HARMLESS = frozenset({"user", "request_id", "session_id"})
-"""Fields that name somebody or something and change no answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +56,8 @@ class Job:
     stop_token_ids: frozenset[int]
     is_stream: bool
     is_usage_streamed: bool
+    reading: Reading = PLAIN
+    """How the text of an answer becomes a message."""
 
 
 def default_sampling(config: GenerationConfig) -> Sampling:
@@ -70,19 +76,31 @@ def read_chat(request: BaseModel, tokenizer: PreTrainedTokenizerBase, limits: Mo
     Raises:
         Refusal: a field that is not supported, out of range, or a conversation that does not fit.
     """
-    refuse_unsupported(request)
-    messages = [_plain_message(i, message) for i, message in enumerate(vars(request)["messages"])]
-    if not messages:
-        raise Refusal("messages is empty; give at least one message.", param="messages")
-    if tokenizer.chat_template is None:
-        raise Refusal("This model has no chat template; use /v1/completions.", param="messages")
-    try:
-        prompt_ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    except TemplateError as error:
-        raise Refusal(f"The model's chat template refuses these messages: {error}.", param="messages") from error
+    refuse_unsupported(request, SUPPORTED)
+    conversation = read_conversation(request, tokenizer)
     fields = vars(request)
     wanted = "max_tokens" if fields["max_completion_tokens"] is None else "max_completion_tokens"
-    return _job(request, [list(prompt_ids)], limits, max_tokens_field=wanted, default_max_tokens=None)
+    job = _job(request, [conversation.prompt_ids], tokenizer, limits, max_tokens_field=wanted, default_max_tokens=None)
+    if conversation.tools is not None:
+        job = _with_tools(job, fields, conversation.tools, tokenizer, limits)
+    # A grammar binds the answer from its first token, so it leaves no room for thinking.
+    is_bound = any(answer.sampling.grammar is not None for answer in job.answers)
+    return replace(job, reading=replace(conversation.reading, thinking="never") if is_bound else conversation.reading)
+
+
+def _with_tools(
+    job: Job, fields: dict[str, Any], tools: ToolUse, tokenizer: PreTrainedTokenizerBase, limits: ModelLimits
+) -> Job:
+    """Return `job` bound to calls where the request forces them."""
+    for name in ("ignore_eos", "min_tokens", "response_format") if tools.is_forced else ("response_format",):
+        if fields[name] and getattr(fields[name], "type", None) != "text":
+            raise Refusal(f"{name} contradicts tools, which say what an answer may be.", param=name)
+    if not tools.is_forced:
+        return job
+    grammar = Grammar.from_json_schema(calls_schema(tools), param="tools")
+    compiled = compile_grammar(grammar, tokenizer, limits.stop_token_ids)
+    answers = (replace(answer, sampling=replace(answer.sampling, grammar=compiled)) for answer in job.answers)
+    return replace(job, answers=tuple(answers))
 
 
 def read_completion(request: BaseModel, tokenizer: PreTrainedTokenizerBase, limits: ModelLimits) -> Job:
@@ -91,70 +109,29 @@ def read_completion(request: BaseModel, tokenizer: PreTrainedTokenizerBase, limi
     Raises:
         Refusal: as for `read_chat`.
     """
-    refuse_unsupported(request)
-    prompt = vars(request)["prompt"]
-    is_one = isinstance(prompt, str) or (isinstance(prompt, list) and all(isinstance(x, int) for x in prompt))
-    prompts = [prompt] if is_one else prompt
-    if not prompts or not all(prompts):
-        raise Refusal("prompt is empty; give a text or token ids.", param="prompt")
-    all_ids = [tokenizer(one).input_ids if isinstance(one, str) else list(one) for one in prompts]
-    for ids in all_ids:
-        if beyond := [i for i in ids if i >= limits.vocab_size]:
-            raise Refusal(f"prompt has token {beyond[0]}; the vocabulary has {limits.vocab_size}.", param="prompt")
-    return _job(request, all_ids, limits, max_tokens_field="max_tokens", default_max_tokens=16)
-
-
-def refuse_unsupported(request: BaseModel) -> None:
-    """Raise `Refusal` for the first field that was given, is not supported and would change the answer."""
-    for name in sorted(request.model_extra or {}):
-        if request.model_extra and request.model_extra[name] is not None:
-            raise Refusal(f"Unknown field {name!r}; leave it out.", param=name, code="unknown_parameter")
-    for name, field in type(request).model_fields.items():
-        if name not in request.model_fields_set or name in SUPPORTED | HARMLESS:
-            continue
-        value = vars(request)[name]
-        default = field.get_default(call_default_factory=True)
-        is_empty = value is None or value == default or value in ([], {}, "")
-        if not is_empty and not _is_plain_text(name, value):
-            raise unsupported(name, "leave it out")
-
-
-def _is_plain_text(name: str, value: Any) -> bool:
-    return name == "response_format" and getattr(value, "type", None) == "text"
-
-
-def _plain_message(index: int, message: dict[str, Any]) -> dict[str, str]:
-    where = f"messages[{index}]"
-    for key, value in message.items():
-        if key not in ("role", "content") and value not in (None, [], ""):
-            raise unsupported(f"{where}.{key}", "send role and content")
-    role, content = message["role"], message.get("content")
-    if role not in ("system", "user", "assistant"):
-        raise unsupported(f"{where}.role={role!r}", "use system, user or assistant")
-    if content is None or isinstance(content, str):
-        return {"role": role, "content": content or ""}
-    parts = [dict(part) if not isinstance(part, str) else {"type": "text", "text": part} for part in content]
-    for place, part in enumerate(parts):
-        if part.get("type") != "text":
-            raise unsupported(f"{where}.content[{place}].type={part.get('type')!r}", "send text")
-    return {"role": role, "content": "".join(part["text"] for part in parts)}
+    refuse_unsupported(request, SUPPORTED)
+    prompts = read_prompts("prompt", vars(request)["prompt"], tokenizer, limits.vocab_size)
+    return _job(request, prompts, tokenizer, limits, max_tokens_field="max_tokens", default_max_tokens=16)
 
 
 def _job(
     request: BaseModel,
     prompts: list[list[int]],
+    tokenizer: PreTrainedTokenizerBase,
     limits: ModelLimits,
     *,
     max_tokens_field: str,
     default_max_tokens: int | None,
 ) -> Job:
     fields = vars(request)
-    n = _in_range("n", 1 if fields["n"] is None else fields["n"], 1, limits.max_num_seqs)
+    n = in_range("n", 1 if fields["n"] is None else fields["n"], 1, limits.max_num_seqs)
     if n * len(prompts) > limits.max_num_seqs:
         raise Refusal(f"{len(prompts)} prompts x n={n} are more than {limits.max_num_seqs} answers.", param="n")
     wanted = fields[max_tokens_field]
-    wanted = default_max_tokens if wanted is None else _in_range(max_tokens_field, wanted, 1, 2**31)
-    sampling = _sampling(fields, limits.defaults)
+    wanted = default_max_tokens if wanted is None else in_range(max_tokens_field, wanted, 1, 2**31)
+    sampling = read_sampling(fields, limits.defaults, vocab_size=limits.vocab_size)
+    if (grammar := read_grammar(fields, tokenizer, limits.stop_token_ids)) is not None:
+        sampling = replace(sampling, grammar=grammar)
     stop_token_ids = () if fields["ignore_eos"] else limits.stop_token_ids
     options = fields["stream_options"]
     if options is not None and vars(options)["continuous_usage_stats"]:
@@ -170,26 +147,6 @@ def _job(
         stop_token_ids=frozenset((*stop_token_ids, *(fields["stop_token_ids"] or ()))),
         is_stream=bool(fields["stream"]),
         is_usage_streamed=options is not None and bool(options.include_usage),
-    )
-
-
-def _sampling(fields: dict[str, Any], defaults: Sampling) -> Sampling:
-    def given(name: str, default: float) -> float:
-        return default if fields[name] is None else fields[name]
-
-    temperature = _in_range("temperature", given("temperature", defaults.temperature), 0, 2)
-    top_p = _in_range("top_p", given("top_p", defaults.top_p), 0, 1)
-    if top_p == 0:  # the smallest nucleus there is: OpenAI and vLLM differ here, greedy is what both mean
-        temperature, top_p = 0.0, 1.0
-    top_k = given("top_k", defaults.top_k)
-    return Sampling(
-        temperature=0.0 if temperature < GREEDY_BELOW else temperature,
-        top_p=top_p,
-        top_k=0 if top_k == -1 else int(_in_range("top_k", top_k, 0, 2**31)),
-        repetition_penalty=_in_range(
-            "repetition_penalty", given("repetition_penalty", defaults.repetition_penalty), 1e-2, 1e2
-        ),
-        seed=fields["seed"],
     )
 
 
@@ -217,9 +174,3 @@ def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
     if len(stops) > MAX_STOPS or not all(stops):
         raise Refusal(f"stop has {len(stops)} texts; give up to {MAX_STOPS}, none of them empty.", param="stop")
     return stops
-
-
-def _in_range(name: str, value: float, low: float, high: float) -> Any:
-    if not low <= value <= high:  # also false for NaN
-        raise Refusal(f"{name} is {value}; it has to be between {low:g} and {high:g}.", param=name)
-    return value

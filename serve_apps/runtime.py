@@ -11,6 +11,7 @@ from cluster.models.base import load_base
 from cluster.plan import ServingPlan
 from cluster.registry import Registry
 from serve_apps.adapters import AdapterSlots, BankLoader
+from serve_apps.embeddings import Embedder
 from serve_apps.engine import Engine, EngineLimits
 from serve_apps.requests import ModelLimits, default_sampling
 from serve_apps.token_engine import TokenEngine
@@ -24,6 +25,8 @@ class Runtime:
     tokenizer: PreTrainedTokenizerBase
     adapters: AdapterSlots
     limits: ModelLimits
+    embedder: Embedder | None = None
+    """None where the engine does not let the model be used beside its batch."""
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of `token_ids`, without special tokens."""
@@ -64,6 +67,7 @@ def start_runtime(plan: ServingPlan) -> Runtime:
         tokenizer=base.tokenizer,
         adapters=slots,
         limits=model_limits(plan, base.tokenizer, base.model.generation_config),
+        embedder=Embedder(engine),
     )
 
 

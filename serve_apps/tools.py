@@ -51,12 +51,13 @@ def read_tools(request: BaseModel) -> ToolUse | None:
     names = [function["name"] for function in functions]
     if len(set(names)) < len(names):
         raise Refusal("tools has two functions of the same name.", param="tools")
-    is_forced = choice not in (None, "auto")
-    if is_forced and choice != "required":
-        functions = [function for function in functions if function["name"] == choice.function.name]
+    named = getattr(choice, "function", None)
+    is_forced = named is not None or choice == "required"
+    if named is not None:
+        functions = [function for function in functions if function["name"] == named.name]
         if not functions:
-            raise Refusal(f"tool_choice names {choice.function.name!r}, which is no tool.", param="tool_choice")
-    is_single = fields.get("parallel_tool_calls") is False or (is_forced and choice != "required")
+            raise Refusal(f"tool_choice names {named.name!r}, which is no tool.", param="tool_choice")
+    is_single = named is not None or fields.get("parallel_tool_calls") is False
     for index, tool in enumerate(fields["tools"]):
         if tool.function.strict and not is_forced:
             raise unsupported(
