@@ -15,10 +15,14 @@ from cluster import local_ray
 from cluster.catalog import all_models, find
 from cluster.errors import UserError
 from cluster.hardware import Hardware, declared, detect
+from train_jobs import data_command
+from serve_apps.keys_command import KEY_VARIABLE, check_host, has_keys, keys
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 adapters = typer.Typer(no_args_is_help=True, help="List, promote, roll back and remove adapters.")
 app.add_typer(adapters, name="adapters")
+app.add_typer(data_command.app, name="data")
+app.add_typer(keys, name="keys")
 out = Console()
 
 Model = Annotated[str, typer.Argument(help="Name in the catalog, hub id, or folder.")]
@@ -28,6 +32,7 @@ NumGpus = Annotated[int, typer.Option(help="GPUs per node, with --gpu.", min=1)]
 Engine = Annotated[
     Literal["transformers", "vllm"] | None, typer.Option(help="Engine that serves; by default the plan's choice.")
 ]
+Host = Annotated[str, typer.Option(help="Address to listen on; other machines need a key (kajiya keys create).")]
 Port = Annotated[int, typer.Option(help="Port of the HTTP endpoint.", min=1, max=65535)]
 DashboardPort = Annotated[int, typer.Option(help="Port of the Ray dashboard.", min=1, max=65535)]
 
@@ -79,6 +84,7 @@ def plan(
 @app.command()
 def up(
     names: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="Models to serve.")] = None,
+    host: Host = "127.0.0.1",
     port: Port = 8000,
     dashboard_port: DashboardPort = 8265,
     precision: Annotated[str | None, typer.Option(help="fp32, fp16, bf16, int8 or nf4, for all models.")] = None,
@@ -92,6 +98,7 @@ def up(
 
     wanted = names or ["smollm2-135m-instruct"]
     chosen = check_precision(precision)
+    check_host(host)
     url = os.environ.get("RAY_API_SERVER_ADDRESS")
     ray = local_ray.running_ray()
     for name in wanted:
@@ -111,7 +118,8 @@ def up(
     kept = [ModelArgs.model_validate(m) for m in running if m["model"] not in wanted]
     args = ServeArgs(models=[*kept, *(ModelArgs(model=name, precision=chosen, engine=engine) for name in wanted)])
     with out.status("Loading models") as status:
-        deploy(url, args, port=port, timeout_s=timeout_s, on_status=lambda s: status.update(f"Models: {s}"))
+        on_status = lambda s: status.update(f"Models: {s}")  # noqa: E731
+        deploy(url, args, host=host, port=port, timeout_s=timeout_s, on_status=on_status)
     print_doors(port, url, wanted[0])
 
 
@@ -307,8 +315,11 @@ def print_doors(port: int, dashboard_url: str, model: str, question: str = "Hell
     """Print where the endpoint and the dashboard are, and a `curl` line that asks `model` a question."""
     api = f"http://127.0.0.1:{port}/v1"
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": question}]}, ensure_ascii=False)
-    curl = f"curl {api}/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+    header = f' -H "Authorization: Bearer ${KEY_VARIABLE}"' if has_keys() else ""
+    curl = f"curl {api}/chat/completions{header} -H 'Content-Type: application/json' -d '{body}'"
     doors = f"API        {api}\nDashboard  {dashboard_url}\nTry        {curl}\nStop       kajiya down"
+    if not header:
+        doors += "\nKeys       open on this machine only: no keys; create one with `kajiya keys create NAME`"
     out.print(doors, markup=False, highlight=False, soft_wrap=True)
 
 
