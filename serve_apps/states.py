@@ -1,6 +1,7 @@
 """What the replicas of each model do at the moment, as Serve's controller knows it. Asking wakes no model."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ import ray
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.handle import DeploymentHandle
 
+PLACEMENT_S = 5.0
+"""A replica that is on no node after so long waits for room; Ray needs a second or two to start a process."""
 STARTING = ("STARTING", "UPDATING", "RECOVERING")
 STOPPING = ("STOPPING", "PENDING_MIGRATION")
 
@@ -23,6 +26,14 @@ class ReplicaState:
     """Serve's word: STARTING, RUNNING, STOPPING and so on."""
     node_ip: str | None
     """None until it is placed."""
+    start_time_s: float
+    """When it was asked for, in seconds since the epoch."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether no node has room for it."""
+        is_late = time.time() - self.start_time_s > PLACEMENT_S
+        return self.state in STARTING and self.node_ip is None and is_late
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,9 +64,8 @@ class ModelState:
             return "running"
         if self.status in ("UNHEALTHY", "DEPLOY_FAILED"):
             return "failed"
-        if self.num_starting:
-            is_placed = any(replica.node_ip for replica in self.replicas if replica.state in STARTING)
-            return "starting" if is_placed else "waiting"
+        if any(replica.is_waiting for replica in self.replicas):
+            return "waiting"
         return "starting" if self.target_num_replicas else "asleep"
 
 
@@ -76,7 +86,9 @@ def state_of(model: str, deployment: Mapping[str, Any]) -> ModelState:
     """Return the state that one entry of the controller's `DeploymentDetails` describes."""
     config = deployment["deployment_config"]
     replicas = tuple(
-        ReplicaState(replica_id=r["replica_id"], state=r["state"], node_ip=r.get("node_ip"))
+        ReplicaState(
+            replica_id=r["replica_id"], state=r["state"], node_ip=r.get("node_ip"), start_time_s=r["start_time_s"]
+        )
         for r in deployment["replicas"]
     )
     counts = Counter(replica.state for replica in replicas)

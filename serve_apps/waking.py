@@ -49,38 +49,44 @@ class PatientHandle:
                 # The wait alone, without the first token: an answer that takes long to begin is not cut off.
                 await response._fetch_future_result_async()
         except TimeoutError:
-            raise _no_room(self.model, self.timeout_s, await model_states({self.model: self.handle})) from None
+            raise no_room(self.timeout_s, await model_states({self.model: self.handle})) from None
         except BackPressureError as error:
-            raise Refusal(
-                f"{self.model} has {error.args[0]} requests waiting already, the most it lets wait; try again later.",
-                code="rate_limit_exceeded",
-                status=error.status_code,
-                retry_after_s=RETRY_AFTER_S,
-            ) from None
+            raise too_many(self.model, error) from None
         except DeploymentUnavailableError:
             raise _failed(self.model) from None
         async for item in response:
             yield item
 
 
-def _no_room(model: str, timeout_s: float, states: list[ModelState]) -> Refusal:
-    phase = states[0].phase if states else "starting"
-    if phase == "failed":
-        return _failed(model)
-    why = {
-        "running": f"all {states[0].num_running if states else 0} replicas of {model} are full",
-        "starting": f"{model} is being loaded",
-        "asleep": f"{model} is being woken",
-        "waiting": f"{model} waits for a node with {_needs(states)} free",
-    }[phase]
+def too_many(model: str, error: BackPressureError) -> Refusal:
+    """Return what a client is told when as many requests as may wait do so already."""
+    num_queued_requests = error.args[0]
+    return Refusal(
+        f"{num_queued_requests} requests wait for {model} already, as many as may; try again in {RETRY_AFTER_S} s.",
+        code="rate_limit_exceeded",
+        status=error.status_code,
+        retry_after_s=RETRY_AFTER_S,
+    )
+
+
+def no_room(timeout_s: float, states: list[ModelState]) -> Refusal:
+    """Return what a client is told when no replica of the one model in `states` had room within `timeout_s`."""
+    why = "its application is being deployed"
+    for state in states:
+        if state.phase == "failed":
+            return _failed(state.model)
+        why = _why(state)
     message = f"No replica had room within {timeout_s:g} s: {why}. Try again in {RETRY_AFTER_S} s."
     return Refusal(message, code="model_not_ready", status=503, retry_after_s=RETRY_AFTER_S)
 
 
-def _needs(states: list[ModelState]) -> str:
-    if not states or not states[0].num_gpus:
-        return "a CPU"
-    return f"{states[0].num_gpus:g} {states[0].accelerator_type or 'GPU'}"
+def _why(state: ModelState) -> str:
+    if state.phase == "running":
+        return f"{state.model} has {state.num_running} of at most {state.max_replicas} replicas, and they are full"
+    if state.phase == "waiting":
+        needs = f"{state.num_gpus:g} {state.accelerator_type or 'GPU'}" if state.num_gpus else "a CPU"
+        return f"{state.model} waits for a node with {needs} free"
+    return f"{state.model} is being loaded"
 
 
 def _failed(model: str) -> Refusal:

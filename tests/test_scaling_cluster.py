@@ -56,7 +56,7 @@ def models() -> list[tuple[ServingPlan, ModelArgs, float]]:
         (on_t4, ModelArgs(model="t4-model", min_replicas=0, max_replicas=1), 0),
         (
             replace(plan_on("A100", name="big"), num_gpus=1.0),
-            ModelArgs(model="big", min_replicas=0, max_replicas=1, wake_timeout_s=3),
+            ModelArgs(model="big", min_replicas=0, max_replicas=1, wake_timeout_s=7),
             0,
         ),
         (
@@ -214,7 +214,7 @@ def test_two_models_share_a_card_and_none_lands_on_another_kind(served: Served) 
     assert who(ask(served, "sleeper"))["node"] == who(ask(served, "neighbour"))["node"] == served.nodes["A100"]
     assert who(ask(served, "t4-model"))["node"] == served.nodes["T4"]
     state = state_of("t4-model")
-    assert (state.num_gpus, state.accelerator_type) == (0.375, "T4")
+    assert (state.num_gpus, state.accelerator_type) == (plan_on("T4", name="t4-model").num_gpus, "T4")
     assert ray.available_resources()["accelerator_type:A100"] > 0.99  # a mark, not a resource that runs out
 
 
@@ -222,7 +222,7 @@ def test_a_model_that_has_no_place_is_refused_in_time_and_says_what_it_waits_for
     # Three T4s have room, the one A100 is shared already.
     begin = time.monotonic()
     answer = ask(served, "big")
-    assert 3 <= time.monotonic() - begin < 15
+    assert 7 <= time.monotonic() - begin < 20
     assert answer.status_code == 503
     assert int(answer.headers["retry-after"]) > 0
     assert error_of(answer)["code"] == "model_not_ready"
@@ -237,7 +237,7 @@ def test_a_wait_beyond_the_bound_is_a_503_while_the_model_goes_on_loading(served
     assert "is being loaded" in error_of(answer)["message"]
     assert error_of(answer)["type"] == "server_error"
     wait_until(lambda: state_of("slow").num_running == 1, 60)
-    assert who(ask(served, "slow"))["node"] == served.nodes["T4"]
+    assert who(ask(served, "slow", 3))["node"] == served.nodes["T4"]  # an answer may take longer than the wait
 
 
 def test_more_than_may_wait_are_turned_away_at_once(served: Served) -> None:
