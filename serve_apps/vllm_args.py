@@ -5,11 +5,17 @@ from typing import Any
 
 from cluster.memory import VALUE_BYTES, kv_cache_bytes
 from cluster.plan import ServingPlan
+from serve_apps.vllm_sampling import GRAMMAR_BACKEND
 
 CPU_BLOCK_TOKENS = 32
 """Tokens of a cache block on a CPU: vLLM's 128 there would leave most of a short request's block empty."""
 SPARE_BLOCKS = 2
 """vLLM keeps one block for itself, and a plan counts in blocks of 16 tokens."""
+
+CPU_SPARE_LORAS = 1
+"""vLLM 0.29's LoRA for CPUs (`lora/ops/torch_ops/lora_ops.py`) looks the adapter of a token up with -1 for the base,
+which in PyTorch is the last slot: beside adapters, the base answers through it. Ours stays empty, which is all zeros,
+because slots are filled from the front."""
 
 
 def engine_kwargs(plan: ServingPlan) -> dict[str, Any]:
@@ -21,14 +27,16 @@ def engine_kwargs(plan: ServingPlan) -> dict[str, Any]:
         "max_num_batched_tokens": plan.max_batch_tokens,
         "tensor_parallel_size": plan.tensor_parallel_size,
         "enable_prefix_caching": True,
+        "structured_outputs_config": {"backend": GRAMMAR_BACKEND},
     }
     if plan.card.revision:
         kwargs["revision"] = plan.card.revision
     if plan.precision == "nf4":
         kwargs["quantization"] = "bitsandbytes"
     if plan.max_loras:
+        num_slots = plan.max_loras + (CPU_SPARE_LORAS if plan.hardware.gpu is None else 0)
         kwargs |= {"enable_lora": True, "max_lora_rank": plan.max_lora_rank}
-        kwargs |= {"max_loras": plan.max_loras, "max_cpu_loras": plan.max_loras}
+        kwargs |= {"max_loras": num_slots, "max_cpu_loras": num_slots}
     if plan.hardware.gpu is not None:
         return kwargs | {"gpu_memory_utilization": plan.gpu_memory_utilization}
     # Compiling for one CPU takes longer than it saves on models of this size.

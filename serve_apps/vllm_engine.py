@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vllm.exceptions import VLLMClientError
 from vllm.lora.request import LoRARequest
-from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
@@ -16,6 +16,7 @@ from cluster.models.peft_files import AdapterFilesError, read_spec
 from cluster.registry import AdapterVersion
 from serve_apps.engine import EngineStopped, Progress
 from serve_apps.sampling import Sampling
+from serve_apps.vllm_sampling import sampling_params, token_logprobs
 
 
 class VllmEngine:
@@ -24,6 +25,7 @@ class VllmEngine:
     def __init__(self, client: AsyncLLM) -> None:
         self._client = client
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
         self._loras: dict[int, LoRARequest] = {}
         self._lora_ids = itertools.count(1)
 
@@ -63,8 +65,9 @@ class VllmEngine:
         try:
             prompt = {"prompt_token_ids": prompt_ids}
             async for output in self._client.generate(prompt, params, request_id, lora_request=lora):
-                token_ids = list(output.outputs[0].token_ids)
-                on_progress(Progress(token_ids=token_ids, is_finished=output.finished))
+                answer = output.outputs[0]
+                logprobs = token_logprobs(answer, params.logprobs) if params.logprobs is not None else ()
+                on_progress(Progress(token_ids=list(answer.token_ids), is_finished=output.finished, logprobs=logprobs))
         except (VLLMClientError, EngineDeadError, EngineGenerateError) as error:
             on_progress(Progress(token_ids=[], is_finished=True, error=str(error) or type(error).__name__))
 
@@ -72,6 +75,8 @@ class VllmEngine:
         """Take a request out of the batch; its `on_progress` is not called any more."""
         if task := self._tasks.pop(request_id, None):
             task.cancel()
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
 
     def check_health(self) -> None:
         """Raise `EngineStopped` when no request can be answered any more."""
@@ -88,6 +93,8 @@ class VllmEngine:
         Raises:
             AdapterFilesError: vLLM does not take it; the slot is empty then.
         """
+        if self._leaving:  # a pass with one of them in it would bring its adapter back
+            await asyncio.wait(self._leaving)
         if before := self._loras.pop(slot, None):
             await self._client.remove_lora(before.lora_int_id)
         number = next(self._lora_ids)
@@ -124,21 +131,3 @@ class LoraLoader:
             raise AdapterFilesError(
                 f"{folder}: target_modules has {others[0]}; vLLM adapts {', '.join(self._target_modules)}"
             )
-
-
-def sampling_params(
-    sampling: Sampling, *, max_tokens: int, stop_token_ids: list[int], is_streaming: bool
-) -> SamplingParams:
-    """Return vLLM's words for `sampling`; stop tokens are the request's own, and texts are decoded elsewhere."""
-    return SamplingParams(
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        repetition_penalty=sampling.repetition_penalty,
-        seed=sampling.seed,
-        max_tokens=max_tokens,
-        stop_token_ids=stop_token_ids,
-        ignore_eos=True,
-        detokenize=False,
-        output_kind=RequestOutputKind.DELTA if is_streaming else RequestOutputKind.FINAL_ONLY,
-    )
