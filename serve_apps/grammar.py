@@ -21,8 +21,10 @@ from serve_apps.vocabulary import vocabulary_of
 MAX_SCHEMA_CHARS = 64 * 1024
 """Longer schemas take seconds to compile, and their masks tens of milliseconds of every pass."""
 JSON_OPTIONS = {
-    # Any white space would be valid, and small models fall into writing nothing else.
-    "whitespace_pattern": r"[\x20\x0A\x0D\x09]{0,32}",
+    # One line, with or without spaces: any white space would be valid, and small models fall into writing nothing else.
+    "whitespace_flexible": False,
+    "item_separator": ", ?",
+    "key_separator": ": ?",
     # A schema may ask for these itself, under `x-guidance`; then it would not be kept.
     "lenient": False,
     "coerce_one_of": False,
@@ -40,8 +42,11 @@ class Grammar:
 
     @classmethod
     def from_json_schema(cls, schema: dict[str, Any], *, param: str = "response_format") -> Self:
-        """Return the grammar of the JSON texts that `schema` describes."""
-        return cls(json_schema=json.dumps(schema, ensure_ascii=False), param=param)
+        """Return the grammar of the JSON texts that `schema` describes; raises `Refusal` if it is nested too deep."""
+        try:
+            return cls(json_schema=json.dumps(schema, ensure_ascii=False), param=param)
+        except RecursionError as error:
+            raise Refusal(f"{param} cannot be kept: its schema is nested too deep.", param=param) from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -123,10 +128,36 @@ class _Tokens:
         self.tokens = [vocabulary.bytes_of(token_id) for token_id in range(len(tokenizer))]
         self.special_token_ids = vocabulary.special_token_ids
         self._tokenizer = tokenizer
+        special = set(self.special_token_ids)
+        self._by_bytes = {data: i for i, data in enumerate(self.tokens) if i not in special}
+        self._max_bytes = max(map(len, self.tokens))
 
-    def __call__(self, text: bytes) -> list[int]:
-        """Return the tokens of `text`, for parts of a grammar that are given token by token."""
-        return list(self._tokenizer.encode(text.decode(errors="replace"), add_special_tokens=False))
+    def __call__(self, text: str) -> list[int]:
+        """Return tokens that write exactly `text`; where a grammar leaves no choice, llguidance asks for the next one.
+
+        Raises:
+            ValueError: no tokens write it.
+        """
+        # Behind a character that joins nothing, sentencepiece adds no space of its own.
+        for lead in ("", "\x02"):
+            written = self._encode(lead + text)[len(self._encode(lead)) :]
+            if b"".join(self.tokens[token_id] for token_id in written) == text.encode():
+                return written
+        return self._longest_first(text.encode())
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _longest_first(self, text: bytes) -> list[int]:
+        written = []
+        while text:
+            ends = range(min(len(text), self._max_bytes), 0, -1)
+            token_id = next((found for end in ends if (found := self._by_bytes.get(text[:end])) is not None), None)
+            if token_id is None:
+                raise ValueError(f"no token writes {text[:1]!r}")
+            written.append(token_id)
+            text = text[len(self.tokens[token_id]) :]
+        return written
 
 
 def _refusal(grammar: Grammar, reason: str) -> Refusal:
@@ -135,4 +166,6 @@ def _refusal(grammar: Grammar, reason: str) -> Refusal:
 
 def _first_line(error: str) -> str:
     """Return the error without the parser's state and backtrace, which follow it."""
+    if error.startswith("panic"):  # a bound of the library, or text that no token of the model writes
+        return "it is beyond what this model's grammars can do"
     return " ".join(error.split("<")[0].split())[:300].rstrip(".")

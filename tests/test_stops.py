@@ -59,6 +59,16 @@ def test_a_stop_string_within_one_push_drops_the_rest() -> None:
     assert stream.num_tokens == 4
 
 
+def test_a_stop_string_waits_for_min_tokens() -> None:
+    stream = TextStream(decode_bytes, ["b"], min_tokens=3)
+    assert "".join(push_one_by_one(stream, "abcdbe")) == "abcd"
+    assert stream.stopped_by == "b"
+    # none of a stop string may lie within the first tokens: "bc" does here
+    late = TextStream(decode_bytes, ["bc"], min_tokens=2)
+    assert "".join(push_one_by_one(late, "abcbc.")) == "abc"
+    assert late.stopped_by == "bc"
+
+
 def words_with_spaces(token_ids: Sequence[int]) -> str:
     """A decoder that, like sentencepiece, drops the space in front of the first token."""
     return " ".join("wxyz"[i] for i in token_ids)
