@@ -89,22 +89,27 @@ def up(
     dashboard_port: DashboardPort = 8265,
     precision: Annotated[str | None, typer.Option(help="fp32, fp16, bf16, int8 or nf4, for all models.")] = None,
     engine: Engine = None,
+    gpu: Gpu = None,
+    num_gpus: NumGpus = 1,
+    min_replicas: Annotated[int | None, typer.Option(help="Replicas without load; 0 frees the GPU.", min=0)] = None,
+    max_replicas: Annotated[int | None, typer.Option(help="Replicas at full load.", min=1)] = None,
     timeout_s: Annotated[float, typer.Option(help="Seconds to wait for the models.", min=1)] = 1800,
 ) -> None:
     """Start Ray here (or join the cluster at RAY_API_SERVER_ADDRESS), serve the models, print the URLs."""
     from cluster.hub import ensure_available
     from cluster.plan import plan_serving
-    from serve_apps.args import ModelArgs, ServeArgs
+    from serve_apps.args import ModelArgs, ServeArgs, check_replicas
 
     wanted = names or ["smollm2-135m-instruct"]
     chosen = check_precision(precision)
+    check_replicas("up", min_replicas, max_replicas)
     check_host(host)
     url = os.environ.get("RAY_API_SERVER_ADDRESS")
     ray = local_ray.running_ray()
     for name in wanted:
         card = find(name)
-        if not url:
-            plan_serving(card, detect(), precision=chosen, engine=engine)
+        if gpu or not url:
+            plan_serving(card, _hardware(gpu, num_gpus), precision=chosen, engine=engine)
         ensure_available(card)
     if not url and ray is None:
         local_ray.ensure_port_free(port, "the HTTP endpoint", "--port")
@@ -116,7 +121,9 @@ def up(
 
     running = [m if isinstance(m, dict) else {"model": m} for m in served_models(url)]
     kept = [ModelArgs.model_validate(m) for m in running if m["model"] not in wanted]
-    args = ServeArgs(models=[*kept, *(ModelArgs(model=name, precision=chosen, engine=engine) for name in wanted)])
+    wishes = {"precision": chosen, "engine": engine, "gpu": gpu, "num_gpus": num_gpus if gpu else None}
+    wishes |= {"min_replicas": min_replicas, "max_replicas": max_replicas}
+    args = ServeArgs(models=[*kept, *(ModelArgs.model_validate({"model": name, **wishes}) for name in wanted)])
     with out.status("Loading models") as status:
         on_status = lambda s: status.update(f"Models: {s}")  # noqa: E731
         deploy(url, args, host=host, port=port, timeout_s=timeout_s, on_status=on_status)

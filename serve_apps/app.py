@@ -33,11 +33,17 @@ def build(args: ServeArgs) -> Application:
     Raises:
         UnknownModel, ModelUnavailable, DoesNotFit, DuplicateModels: before anything is started or downloaded.
     """
-    hardware = declared(gpu=args.gpu, num_gpus=args.num_gpus) if args.gpu else detect()
     wishes = [ModelArgs(model=model) if isinstance(model, str) else model for model in args.models]
-    plans = [(plan_of(wish, hardware), wish) for wish in wishes]
+    plans = [(plan_of(wish, hardware_of(wish, args)), wish) for wish in wishes]
     configs = [llm_config_of(plan, wish) for plan, wish in plans]
     return application(configs, {plan.card.name: facts_of(plan, wish) for plan, wish in plans})
+
+
+def hardware_of(wish: ModelArgs, args: ServeArgs) -> Hardware:
+    """Return the node that a replica is planned for: the model's, else the application's, else this machine."""
+    if wish.gpu:
+        return declared(gpu=wish.gpu, num_gpus=wish.num_gpus or 1)
+    return declared(gpu=args.gpu, num_gpus=args.num_gpus) if args.gpu else detect()
 
 
 def plan_of(wish: ModelArgs, hardware: Hardware) -> ServingPlan:

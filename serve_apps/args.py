@@ -20,6 +20,10 @@ class ModelArgs(BaseModel):
 
     model: str
     """Catalog name, user's entry, hub id or folder."""
+    gpu: str | None = None
+    """Accelerator of the nodes that serve it, as Ray names it; by default the application's."""
+    num_gpus: int | None = Field(default=None, gt=0)
+    """GPUs per node, where `gpu` is given; 1 by default."""
     precision: Precision | None = None
     engine: Engine | None = None
     max_model_len: int | None = Field(default=None, gt=0)

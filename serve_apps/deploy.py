@@ -8,6 +8,7 @@ from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
 from cluster.errors import UserError
 from serve_apps.args import ServeArgs
+from serve_apps.states import state_of, why_not_running
 
 APP_NAME = "kajiya"
 IMPORT_PATH = "serve_apps.app:build"
@@ -47,7 +48,7 @@ def deploy(
             return
         if status.get("status") in {"DEPLOY_FAILED", "UNHEALTHY"}:
             raise DeployFailed(_reason(status))
-        on_status(status.get("status", "STARTING").lower().replace("_", " "))
+        on_status(_progress(status))
         time.sleep(POLL_S)
     raise DeployFailed(f"The application did not come up within {timeout_s:.0f} s; see {dashboard_url}/#/serve.")
 
@@ -77,3 +78,10 @@ def _reason(status: dict[str, Any]) -> str:
     messages += [d.get("message", "") for d in status.get("deployments", {}).values()]
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
     return lines[-1] if lines else f"Ray Serve reports {status['status']} and no reason."
+def _progress(app: dict[str, Any]) -> str:
+    """Return what a deployment waits for, if it does for long, else Serve's word for the whole."""
+    states = [state_of(name.partition(":")[2], d) for name, d in app.get("deployments", {}).items()]
+    waiting = [why_not_running(state) for state in states if state.phase == "waiting"]
+    return ", ".join(waiting) or str(app.get("status", "STARTING")).lower().replace("_", " ")
+
+

@@ -69,6 +69,16 @@ class ModelState:
         return "starting" if self.target_num_replicas else "asleep"
 
 
+def why_not_running(state: ModelState) -> str:
+    """Return in a few words what a request to the model of `state` waits for."""
+    if state.phase == "running":
+        return f"{state.model} has {state.num_running} of at most {state.max_replicas} replicas, and they are full"
+    if state.phase == "waiting":
+        needs = f"{state.num_gpus:g} {state.accelerator_type or 'GPU'}" if state.num_gpus else "a CPU"
+        return f"{state.model} waits for a node with {needs} free"
+    return f"{state.model} is being loaded"
+
+
 async def model_states(handles: Mapping[str, DeploymentHandle]) -> list[ModelState]:
     """Return the state of the models whose deployments `handles` (by model name) lead to."""
     controller = await asyncio.to_thread(ray.get_actor, SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)

@@ -9,7 +9,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serve_apps.refusals import Refusal
-from serve_apps.states import ModelState, model_states
+from serve_apps.states import ModelState, model_states, why_not_running
 
 RETRY_AFTER_S = 5
 """A replica that is being loaded, or a full queue, may well have room by then."""
@@ -75,18 +75,9 @@ def no_room(timeout_s: float, states: list[ModelState]) -> Refusal:
     for state in states:
         if state.phase == "failed":
             return _failed(state.model)
-        why = _why(state)
+        why = why_not_running(state)
     message = f"No replica had room within {timeout_s:g} s: {why}. Try again in {RETRY_AFTER_S} s."
     return Refusal(message, code="model_not_ready", status=503, retry_after_s=RETRY_AFTER_S)
-
-
-def _why(state: ModelState) -> str:
-    if state.phase == "running":
-        return f"{state.model} has {state.num_running} of at most {state.max_replicas} replicas, and they are full"
-    if state.phase == "waiting":
-        needs = f"{state.num_gpus:g} {state.accelerator_type or 'GPU'}" if state.num_gpus else "a CPU"
-        return f"{state.model} waits for a node with {needs} free"
-    return f"{state.model} is being loaded"
 
 
 def _failed(model: str) -> Refusal:

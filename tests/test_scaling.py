@@ -10,7 +10,9 @@ from ray.serve.config import AutoscalingConfig
 from cluster.catalog import find
 from cluster.hardware import declared, detect
 from cluster.plan import ServingPlan, plan_serving
-from serve_apps.args import ModelArgs
+from kajiya import up
+from serve_apps.app import hardware_of
+from serve_apps.args import BadReplicas, ModelArgs, ServeArgs
 from serve_apps.scaling import deployment_options
 
 SMOLLM2 = "smollm2-135m-instruct"
@@ -64,6 +66,18 @@ def test_a_fixed_number_does_not_scale() -> None:
     options = options_of(plan_on("A100", num_gpus=2), num_replicas=3)
     assert options["num_replicas"] == 3
     assert "autoscaling_config" not in options
+
+
+def test_the_command_refuses_them_before_it_starts_anything() -> None:
+    with pytest.raises(BadReplicas, match="min_replicas=5 is more than max_replicas=4"):
+        up([SMOLLM2], min_replicas=5, max_replicas=4)
+
+
+def test_each_model_may_be_planned_for_nodes_of_its_own() -> None:
+    wishes = [ModelArgs(model="a"), ModelArgs(model="b", gpu="t4"), ModelArgs(model="c", gpu="H100", num_gpus=8)]
+    nodes = [hardware_of(wish, ServeArgs(models=["a"], gpu="A100")) for wish in wishes]
+    found = [(node.gpu.name if node.gpu else None, node.num_gpus) for node in nodes]
+    assert found == [("A100", 1), ("T4", 1), ("H100", 8)]
 
 
 @pytest.mark.parametrize(
