@@ -10,6 +10,8 @@ from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_apps.admission import Admission
+
 REQUEST_ID = re.compile(r"[\w.\-]{1,64}", re.ASCII)
 """What a client may call its own request; anything else is replaced, since it goes into logs."""
 
@@ -26,6 +28,8 @@ class Call:
     begin_s: float = field(default_factory=time.monotonic)
     key_id: str | None = None
     """Public id of the API key that was shown."""
+    admission: Admission | None = field(default=None, repr=False)
+    """What the gate let it in with; None before that, and where nobody needs to be let in."""
     user: str | None = None
     """What the client says of its own user."""
     model: str | None = None

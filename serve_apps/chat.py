@@ -1,11 +1,13 @@
 """A conversation with a served model, for the command line."""
 
+import os
 from collections.abc import Iterator
 
 import openai
 from openai.types.chat import ChatCompletionMessageParam
 
 from cluster.errors import UserError
+from serve_apps.keys_command import KEY_VARIABLE
 
 
 class EndpointError(UserError, RuntimeError):
@@ -16,7 +18,8 @@ class Conversation:
     """Questions and answers so far; each question is sent with what was said before."""
 
     def __init__(self, base_url: str, model: str, *, max_tokens: int, temperature: float) -> None:
-        self._client = openai.OpenAI(base_url=base_url, api_key="none", max_retries=0)
+        api_key = os.environ.get(KEY_VARIABLE) or "none"
+        self._client = openai.OpenAI(base_url=base_url, api_key=api_key, max_retries=0)
         self._model = model
         self._max_tokens = max_tokens
         self._temperature = temperature

@@ -20,9 +20,15 @@ class DeployFailed(UserError, RuntimeError):
 
 
 def deploy(
-    dashboard_url: str, args: ServeArgs, *, port: int, timeout_s: float, on_status: Callable[[str], None]
+    dashboard_url: str,
+    args: ServeArgs,
+    *,
+    port: int,
+    timeout_s: float,
+    on_status: Callable[[str], None],
+    host: str = "127.0.0.1",
 ) -> None:
-    """Deploy `args` and return once the application answers.
+    """Deploy `args` and return once the application answers at `host`, where Serve does not listen elsewhere already.
 
     Raises:
         DeployFailed: Serve gave up, or `timeout_s` passed.
@@ -36,7 +42,7 @@ def deploy(
     }
     client.deploy_applications(
         {
-            "http_options": {"host": "127.0.0.1", "port": port},
+            "http_options": {"host": host, "port": port},
             "proxy_location": "HeadOnly",
             "applications": [*_others(client), app],
         }

@@ -7,7 +7,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from vllm.exceptions import VLLMClientError
 
-from serve_apps.call import CallMiddleware
+from serve_apps.audit import audit
+from serve_apps.call import CallMiddleware, call_of
+from serve_apps.gate import Gate
 from serve_apps.refusals import Refusal
 from serve_apps.responses import error_body
 
@@ -19,7 +21,9 @@ def make_app() -> FastAPI:
     in another shape than OpenAI's.
     """
     app = FastAPI(title="Kajiya", docs_url=None, redoc_url=None)
-    app.add_middleware(CallMiddleware)
+    app.add_middleware(Gate, refuse=refusal_response)
+    # The last that is added is the first that is passed.
+    app.add_middleware(CallMiddleware, observers=(audit,))
     app.add_exception_handler(Refusal, _refused)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _invalid)  # type: ignore[arg-type]
     app.add_exception_handler(VLLMClientError, _invalid_for_vllm)
@@ -30,16 +34,24 @@ def make_app() -> FastAPI:
 
 
 def _error(status: int, message: str, param: str | None = None, code: str | None = None) -> JSONResponse:
-    kinds = {404: "not_found_error", 429: "rate_limit_error"}
+    kinds = {404: "not_found_error", 403: "permission_error", 429: "rate_limit_error"}
     kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
     return JSONResponse(error_body(message, kind=kind, param=param, code=code), status_code=status)
 
 
-async def _refused(_: Request, error: Refusal) -> JSONResponse:
-    response = _error(error.status, error.message, error.param, error.code)
-    if error.retry_after_s is not None:
-        response.headers["retry-after"] = str(error.retry_after_s)
+def refusal_response(refusal: Refusal) -> JSONResponse:
+    """Return the answer to a refused request."""
+    response = _error(refusal.status, refusal.message, refusal.param, refusal.code)
+    if refusal.retry_after_s is not None:
+        response.headers["retry-after"] = str(refusal.retry_after_s)
+    if refusal.status == 401:
+        response.headers["www-authenticate"] = "Bearer"
     return response
+
+
+async def _refused(request: Request, error: Refusal) -> JSONResponse:
+    call_of(request).error_code = error.code
+    return refusal_response(error)
 
 
 async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:

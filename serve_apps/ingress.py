@@ -10,10 +10,11 @@ from pydantic import BaseModel
 from ray.serve.llm.ingress import OpenAiIngress
 from starlette.responses import HTMLResponse, JSONResponse
 
-from cluster.errors import UserError
 from cluster.registry import Registry
-from serve_apps.call import call_of
+from serve_apps.admission import Admission, not_allowed
+from serve_apps.call import Call, call_of
 from serve_apps.facts import ModelFacts
+from serve_apps.gate import admission_of
 from serve_apps.meter import Meter
 from serve_apps.playground import playground
 from serve_apps.refusals import Refusal
@@ -62,25 +63,24 @@ class Ingress(OpenAiIngress):  # type: ignore[misc] # the constructor and routin
         """Return the playground."""
         return playground()
 
-    async def models(self) -> JSONResponse:
-        """List the base models and every adapter of theirs, as `model:adapter`."""
-        return JSONResponse({"object": "list", "data": await asyncio.to_thread(self._list_models)})
+    async def models(self, request: Request) -> JSONResponse:
+        """List the base models and every adapter of theirs, as `model:adapter`, as far as the key may use them."""
+        data = await asyncio.to_thread(self._list_models, admission_of(call_of(request)))
+        return JSONResponse({"object": "list", "data": data})
 
-    async def model_data(self, model: str) -> JSONResponse:
+    async def model_data(self, model: str, request: Request) -> JSONResponse:
         """Describe one model or adapter."""
-        name, _, ref = model.partition(":")
-        await self._get_model_id(model)
-        if ref:
-            try:
-                await asyncio.to_thread(Registry.default().resolve, name, ref)
-            except UserError as error:
-                raise Refusal(str(error), param="model", code="model_not_found", status=404) from error
+        call = call_of(request)
+        await self._resolve(self._asked_for(model, call), call)
         return JSONResponse(self._describe(model))
 
-    def _list_models(self) -> list[dict[str, Any]]:
+    def _list_models(self, admission: Admission) -> list[dict[str, Any]]:
         registry = Registry.default()
-        names = ((base, (f"{base}:{adapter}" for adapter in registry.names(base))) for base in self._model_cards)
-        return [self._describe(name) for base, adapters in names for name in (base, *adapters)]
+        found = []
+        for base in self._model_cards:
+            found += [base] if admission.may_use(base) else []
+            found += [f"{base}:{name}" for name in registry.names(base) if admission.may_know(base, name)]
+        return [self._describe(name) for name in found]
 
     def _describe(self, model: str) -> dict[str, Any]:
         base = model.partition(":")[0]
@@ -88,19 +88,32 @@ class Ingress(OpenAiIngress):  # type: ignore[misc] # the constructor and routin
         about.update(self._model_cards[base])
         return about | ({"parent": base} if model != base else {})
 
-    async def _get_model_id(self, model: str | None) -> str:
-        known = ", ".join(sorted(self._model_cards))
+    def _asked_for(self, model: str | None, call: Call) -> str:
+        """Return the name that is meant; what the key may not use is refused the same whether it is there or not."""
+        admission = admission_of(call)
+        known = ", ".join(sorted(filter(admission.may_know, self._model_cards))) or "none"
         if model is None and len(self._model_cards) > 1:
             raise Refusal(f"model is missing; served here: {known}.", param="model")
         name: str = model if model is not None else next(iter(self._model_cards))
-        if name.partition(":")[0] not in self._model_cards:
-            raise Refusal(
-                f"The model {name!r} is not served here; served: {known}.",
-                param="model",
-                code="model_not_found",
-                status=404,
-            )
+        base, _, ref = name.partition(":")
+        if not admission.may_know(base, ref.partition("@")[0]):
+            raise not_allowed(name)
+        if base not in self._model_cards:
+            message = f"The model {name!r} is not served here; served: {known}."
+            raise Refusal(message, param="model", code="model_not_found", status=404)
         return name
+
+    async def _resolve(self, name: str, call: Call) -> str:
+        admission = admission_of(call)
+        try:
+            resolved = await self._versions.resolve(name, call)
+        except Refusal as refusal:
+            raise admission.without_names(refusal, name) from None
+        admission.check(resolved.partition(":")[0], call.adapter, call.version)
+        return resolved
+
+    async def _get_model_id(self, model: str) -> str:
+        return model  # resolved already, before Ray's code asks
 
     def _get_configured_serve_handle(self, model_id: str) -> Any:
         # Ray's version makes a handle per adapter and waits up to a second for a replica that has it loaded. Every
@@ -111,9 +124,11 @@ class Ingress(OpenAiIngress):  # type: ignore[misc] # the constructor and routin
 
     async def _get_response(self, *, body: BaseModel, call_method: str, raw_request: Request) -> AsyncIterator[Any]:
         call = call_of(raw_request)
-        name = await self._get_model_id(getattr(body, "model", None))
+        name = self._asked_for(getattr(body, "model", None), call)
         # From here on the name is exact, so that an answer comes from one version whatever is promoted meanwhile.
-        vars(body)["model"] = await self._versions.resolve(name, call)
+        vars(body)["model"] = await self._resolve(name, call)
+        admission_of(call).reserve(vars(body), call_method, self._facts[name.partition(":")[0]].max_model_len)
+        call.response_headers |= admission_of(call).quota.headers()
         meter = Meter(call, body)
         async for item in super()._get_response(body=body, call_method=call_method, raw_request=raw_request):
             first = item[0] if isinstance(item, list) else item
