@@ -15,11 +15,11 @@ from cluster import local_ray
 from cluster.catalog import all_models, find
 from cluster.errors import UserError
 from cluster.hardware import Hardware, declared, detect
-from train_jobs import data_command
+from serve_apps.adapters_command import adapters, exact_version
 from serve_apps.keys_command import KEY_VARIABLE, check_host, has_keys, keys
+from train_jobs import data_command
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-adapters = typer.Typer(no_args_is_help=True, help="List, promote, roll back and remove adapters.")
 app.add_typer(adapters, name="adapters")
 app.add_typer(data_command.app, name="data")
 app.add_typer(keys, name="keys")
@@ -206,58 +206,29 @@ def chat(
         out.print()
 
 
-@adapters.command("list")
-def adapters_list(model: Annotated[str | None, typer.Argument()] = None, as_json: Json = False) -> None:
-    """List every version of every adapter."""
+@adapters.command("promote")
+def adapters_promote(
+    adapter: Annotated[str, typer.Argument(help="MODEL:ADAPTER@VERSION")],
+    require_eval: Annotated[
+        str | None, typer.Option(help="Only if it is not worse on this data than the current version.")
+    ] = None,
+    metric: Annotated[Literal["loss", "exact_match"], typer.Option(help="With --require-eval.")] = "loss",
+) -> None:
+    """Let MODEL:ADAPTER mean this version for everybody, from the next request on."""
     from cluster.registry import Registry
-    from cluster.tables import adapters_table
 
     registry = Registry.default()
-    versions = registry.list(find(model).name if model else None)
-    if as_json:
-        out.print_json(data=[v.manifest.model_dump(mode="json") for v in versions])
-    else:
-        out.print(adapters_table(registry, versions))
+    candidate = exact_version(adapter)
+    current = registry.resolve(candidate.model, candidate.name)
+    if require_eval is not None and current != candidate:
+        from train_jobs.promotion import compare, ensure_not_worse
 
-
-@adapters.command("show")
-def adapters_show(adapter: Annotated[str, typer.Argument(help="MODEL:ADAPTER[@VERSION]")]) -> None:
-    """Print the manifest: base, precision, plan, data, metrics."""
-    from cluster.registry import Registry
-
-    model, ref = split_adapter(adapter)
-    out.print_json(Registry.default().resolve(model, ref).manifest.model_dump_json())
-
-
-@adapters.command("promote")
-def adapters_promote(adapter: Annotated[str, typer.Argument(help="MODEL:ADAPTER@VERSION")]) -> None:
-    """Let MODEL:ADAPTER mean this version from now on."""
-    from cluster.registry import Registry
-
-    model, ref = split_adapter(adapter)
-    found = Registry.default().resolve(model, ref)
-    Registry.default().promote(model, found.name, found.version)
-    out.print(f"{model}:{found.name} now means version {found.version}.")
-
-
-@adapters.command("rollback")
-def adapters_rollback(adapter: Annotated[str, typer.Argument(help="MODEL:ADAPTER")]) -> None:
-    """Let MODEL:ADAPTER mean the version before again."""
-    from cluster.registry import Registry
-
-    model, name = split_adapter(adapter)
-    alias = Registry.default().rollback(model, name)
-    out.print(f"{model}:{name} means version {alias.version} again.")
-
-
-@adapters.command("rm")
-def adapters_rm(adapter: Annotated[str, typer.Argument(help="MODEL:ADAPTER@VERSION, or all of MODEL:ADAPTER")]) -> None:
-    """Delete a version, or an adapter with all its versions."""
-    from cluster.registry import Registry
-
-    model, ref = split_adapter(adapter)
-    Registry.default().remove(model, ref)
-    out.print(f"Deleted {model}:{ref}.")
+        with out.status(f"Asking versions {current.version} and {candidate.version}"):
+            found = compare(find(adapter.partition(":")[0]), current, candidate, source=require_eval, metric=metric)
+        ensure_not_worse(found, current, candidate)
+        out.print(f"{metric} {found.current:.4f} → {found.candidate:.4f} on {found.num_samples} samples")
+    registry.promote(candidate.model, candidate.name, candidate.version)
+    out.print(f"{candidate.model}:{candidate.name} now means version {candidate.version}.")
 
 
 @app.command()
@@ -275,14 +246,6 @@ def check_precision(precision: str | None) -> Any:
     if precision is not None and precision not in known:
         raise UserError(f"There is no precision {precision!r}; choose one of {', '.join(known)}.")
     return precision
-
-
-def split_adapter(adapter: str) -> tuple[str, str]:
-    """Return catalog name and adapter reference of `model:adapter[@version]`."""
-    model, colon, ref = adapter.partition(":")
-    if not colon or not ref:
-        raise UserError(f"{adapter!r} names no adapter; write MODEL:ADAPTER or MODEL:ADAPTER@VERSION.")
-    return find(model).name, ref
 
 
 def main() -> NoReturn:

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from cluster.alias import Alias
 from cluster.hardware import Hardware
 from cluster.memory import GIB, DoesNotFit, MemoryTable, weights_bytes
 from cluster.model_card import ModelCard, Precision
@@ -151,11 +152,10 @@ def adapters_table(registry: Registry, versions: Sequence[AdapterVersion]) -> Ta
         table.add_column(header, no_wrap=True)
     for version in versions:
         manifest = version.manifest
-        is_current = registry.alias(version.model, version.name).version == version.version
         before, after = manifest.metrics.get("held_out_loss_before"), manifest.metrics.get("held_out_loss_after")
         table.add_row(
             version.served_name,
-            Text("current", style="green") if is_current else "",
+            _standing(registry.alias(version.model, version.name), version.version),
             manifest.created_at[:10],
             manifest.precision,
             str(manifest.adapter.get("r", "")),
@@ -163,3 +163,11 @@ def adapters_table(registry: Registry, versions: Sequence[AdapterVersion]) -> Ta
             manifest.data.file,
         )
     return table
+
+
+def _standing(alias: Alias, version: int) -> Text:
+    if alias.canary is not None and alias.canary.version == version:
+        return Text(f"canary {alias.canary.percent:g}%", style="yellow")
+    if alias.version != version:
+        return Text("")
+    return Text("current, pinned" if alias.is_pinned else "current", style="green")

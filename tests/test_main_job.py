@@ -78,7 +78,7 @@ def trained(cluster: Cluster) -> dict[str, float]:
     words = [word for setting in settings for word in ("--set", setting)]
     files = ["--data", str(DATA / "train.jsonl"), "--eval-data", str(DATA / "heldout.jsonl")]
     kajiya("train", MODEL, *files, "--name", "shop", "--epochs", "2", *words, timeout_s=560)
-    manifest = json.loads(kajiya("adapters", "show", f"{MODEL}:shop").stdout)
+    manifest = json.loads(kajiya("adapters", "show", f"{MODEL}:shop", "--json").stdout)["manifest"]
     assert manifest["version"] == 1
     return dict(manifest["metrics"])
 
@@ -129,7 +129,7 @@ def test_the_readmes_ray_job_submit_registers_a_version(cluster: Cluster) -> Non
     command += ["--set", "micro_batch_size=1", "--set", "gradient_accumulation_steps=1"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads(kajiya("adapters", "show", f"{MODEL}:by-job").stdout)["version"] == 1
+    assert json.loads(kajiya("adapters", "show", f"{MODEL}:by-job", "--json").stdout)["manifest"]["version"] == 1
 
 
 def test_a_job_without_the_token_is_turned_away(cluster: Cluster) -> None:
