@@ -60,7 +60,9 @@ def application(configs: list[LLMConfig], facts: dict[str, ModelFacts]) -> Appli
     if len(by_name) < len(configs):
         names = [config.model_id for config in configs]
         raise DuplicateModels(f"Asked for twice: {', '.join(sorted({n for n in names if names.count(n) > 1}))}.")
-    return serve.deployment(make_fastapi_ingress(Ingress, endpoint_map=ENDPOINTS, app=make_app()), **_options()).bind(
+    app = make_app()
+    app.state.facts = facts
+    return serve.deployment(make_fastapi_ingress(Ingress, endpoint_map=ENDPOINTS, app=app), **_options()).bind(
         llm_deployments={name: build_llm_deployment(config) for name, config in by_name.items()},
         facts=facts,
     )

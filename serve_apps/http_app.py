@@ -7,11 +7,13 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from vllm.exceptions import VLLMClientError
 
+from serve_apps import adapter_routes
 from serve_apps.audit import audit
 from serve_apps.call import CallMiddleware, call_of
 from serve_apps.gate import Gate
 from serve_apps.refusals import Refusal
 from serve_apps.responses import error_body
+from serve_apps.version_counts import VersionCounts
 
 
 def make_app() -> FastAPI:
@@ -21,9 +23,11 @@ def make_app() -> FastAPI:
     in another shape than OpenAI's.
     """
     app = FastAPI(title="Kajiya", docs_url=None, redoc_url=None)
+    app.state.version_counts = VersionCounts()
     app.add_middleware(Gate, refuse=refusal_response)
     # The last that is added is the first that is passed.
-    app.add_middleware(CallMiddleware, observers=(audit,))
+    app.add_middleware(CallMiddleware, observers=(audit, app.state.version_counts.observe))
+    app.include_router(adapter_routes.router)
     app.add_exception_handler(Refusal, _refused)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _invalid)  # type: ignore[arg-type]
     app.add_exception_handler(VLLMClientError, _invalid_for_vllm)

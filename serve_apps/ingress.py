@@ -124,6 +124,7 @@ class Ingress(OpenAiIngress):  # type: ignore[misc] # the constructor and routin
 
     async def _get_response(self, *, body: BaseModel, call_method: str, raw_request: Request) -> AsyncIterator[Any]:
         call = call_of(raw_request)
+        call.user = getattr(body, "user", None)
         name = self._asked_for(getattr(body, "model", None), call)
         # From here on the name is exact, so that an answer comes from one version whatever is promoted meanwhile.
         vars(body)["model"] = await self._resolve(name, call)
@@ -134,7 +135,13 @@ class Ingress(OpenAiIngress):  # type: ignore[misc] # the constructor and routin
             first = item[0] if isinstance(item, list) else item
             error = getattr(first, "error", None)
             if error is not None:
-                raise Refusal(error.message, param=error.param, code=getattr(error, "kind", None), status=error.code)
+                raise Refusal(
+                    error.message,
+                    param=error.param,
+                    code=getattr(error, "kind", None),
+                    status=error.code,
+                    retry_after_s=getattr(error, "retry_after_s", None),
+                )
             yield meter.read(item)
 
 
