@@ -44,12 +44,12 @@ class Admission:
             return refusal
         return Refusal(f"There is no {model!r}.", param=refusal.param, code=refusal.code, status=404)
 
-    def check(self, base: str, name: str | None = None, version: int | None = None) -> None:
+    def check(self, base: str, name: str = "", version: int = 0) -> None:
         """Raise `Refusal` (403) unless the request may use the base model, or this version of its adapter."""
         if self.key is None:
             return
         scopes = self.key.scopes
-        is_allowed = scopes.allow_adapter(base, name, version or 0) if name else scopes.allow_model(base)
+        is_allowed = scopes.allow_adapter(base, name, version) if name else scopes.allow_model(base)
         if not is_allowed:
             raise not_allowed(f"{base}:{name}" if name else base)
 

@@ -109,7 +109,9 @@ class Ingress(OpenAiIngress):  # type: ignore[misc] # the constructor and routin
             resolved = await self._versions.resolve(name, call)
         except Refusal as refusal:
             raise admission.without_names(refusal, name) from None
-        admission.check(resolved.partition(":")[0], call.adapter, call.version)
+        base, _, ref = resolved.partition(":")
+        adapter, _, version = ref.partition("@")
+        admission.check(base, adapter, int(version or 0))
         return resolved
 
     async def _get_model_id(self, model: str) -> str:

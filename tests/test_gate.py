@@ -1,138 +1,46 @@
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI, Request
-from starlette.responses import JSONResponse, Response
+from gated import CHAT, REMOTE, Gated, error_of
+from starlette.requests import ClientDisconnect
 
-from cluster.keys import KeyStore
-from serve_apps.call import Call, CallMiddleware, call_of
-from serve_apps.gate import Gate, admission_of, require_admin
-from serve_apps.http_app import refusal_response
-from serve_apps.keyring import REFRESH_S, STALE_S, Keyring
-from serve_apps.refusals import Refusal
-
-REMOTE = ("203.0.113.7", 40000)
-
-
-class Clock:
-    """Seconds and dates that pass when a test says so."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-    def now(self) -> datetime:
-        return datetime(2026, 3, 1, tzinfo=UTC) + timedelta(seconds=self.now_s - 1000)
+from cluster.scopes import parse_scopes
+from serve_apps import gate
+from serve_apps.keyring import REFRESH_S, STALE_S
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def gated(tmp_path: Path) -> Gated:
+    return Gated(tmp_path)
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> KeyStore:
-    return KeyStore(tmp_path / "keys")
-
-
-@pytest.fixture
-def calls() -> list[Call]:
-    return []
-
-
-@pytest.fixture
-def app(store: KeyStore, clock: Clock, calls: list[Call]) -> FastAPI:
-    """The real middlewares around routes that say what came through."""
-    app = FastAPI()
-    app.add_middleware(Gate, refuse=refusal_response, keyring=Keyring(store, clock), clock=clock, now=clock.now)
-    app.add_middleware(CallMiddleware, observers=[calls.append])
-    app.add_exception_handler(Refusal, lambda _, error: refusal_response(error))
-
-    @app.get("/health")
-    @app.get("/v1/models")
-    async def get(request: Request) -> dict[str, Any]:
-        return {"headers": dict(request.headers)}
-
-    @app.post("/v1/chat/completions")
-    async def chat(request: Request) -> Response:
-        call, body = call_of(request), await request.json()
-        admission = admission_of(call)
-        admission.check(*body["use"])
-        admission.reserve(body, "chat", 1000)
-        if "used" in body:
-            call.num_completion_tokens = body["used"]
-        if body.get("status"):
-            raise Refusal("No.", status=body["status"])
-        return JSONResponse({"key": call.key_id, "bytes": admission.num_body_bytes})
-
-    @app.post("/v1/adapters")
-    async def adapters(request: Request) -> dict[str, Any]:
-        require_admin(call_of(request))
-        return {}
-
-    return app
-
-
-def send(app: FastAPI, ask: Callable[[httpx.AsyncClient], Awaitable[Any]], client: tuple[str, int] = REMOTE) -> Any:
-    async def run() -> Any:
-        transport = httpx.ASGITransport(app, client=client)
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8000") as http:
-            return await ask(http)
-
-    return asyncio.run(run())
-
-
-def get(app: FastAPI, token: str = "", path: str = "/v1/models", **options: Any) -> httpx.Response:
-    headers = {"authorization": f"Bearer {token}"} if token else {}
-    client = options.pop("client", REMOTE)
-    headers |= options.pop("headers", {})
-    answer: httpx.Response = send(app, lambda http: http.get(path, headers=headers), client)
-    return answer
-
-
-def chat(app: FastAPI, token: str, use: tuple[Any, ...] = ("m",), **body: Any) -> httpx.Response:
-    headers = {"authorization": f"Bearer {token}"}
-    body = {"use": use, **body}
-    answer: httpx.Response = send(app, lambda http: http.post("/v1/chat/completions", json=body, headers=headers))
-    return answer
-
-
-def error_of(answer: httpx.Response) -> tuple[int, str]:
-    error = answer.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    return answer.status_code, error["code"]
-
-
-def test_a_right_key_is_let_in_and_goes_no_further(app: FastAPI, store: KeyStore, calls: list[Call]) -> None:
-    record, token = store.create("ci")
-    answer = get(app, token)
+def test_a_right_key_is_let_in_and_goes_no_further(gated: Gated) -> None:
+    record, token = gated.store.create("ci")
+    answer = gated.get(token)
     assert answer.status_code == 200
-    assert "authorization" not in answer.json()["headers"]
-    assert calls[0].key_id == record.id
-    assert token[16:] not in repr(calls)
+    assert "authorization" not in answer.json()
+    assert gated.calls[0].key_id == record.id
+    assert token[16:] not in repr(gated.calls)
 
 
-def test_missing_unknown_wrong_and_revoked_keys_look_the_same(app: FastAPI, store: KeyStore, clock: Clock) -> None:
-    record, token = store.create("ci")
-    _, wrong = store.create("other")
-    store.revoke("other")
+def test_missing_unknown_wrong_and_revoked_keys_look_the_same(gated: Gated) -> None:
+    record, token = gated.store.create("ci")
+    _, wrong = gated.store.create("other")
+    gated.store.revoke("other")
     half = f"kj-{record.id}-{wrong[16:]}"
-    answers = [get(app, t) for t in ("", "sk-something", f"kj-{'0' * 12}-{'a' * 43}", half, token[:-1], wrong)]
+    answers = [gated.get(t) for t in ("", "sk-something", f"kj-{'0' * 12}-{'a' * 43}", half, token[:-1], wrong)]
     assert {error_of(answer) for answer in answers} == {(401, "invalid_api_key")}
     assert len({answer.text for answer in answers}) == 1
     assert all(answer.headers["www-authenticate"] == "Bearer" for answer in answers)
 
 
-def test_an_unknown_key_is_compared_too(app: FastAPI, store: KeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.create("ci")
+def test_an_unknown_key_is_compared_too(gated: Gated, monkeypatch: pytest.MonkeyPatch) -> None:
+    gated.store.create("ci")
     compared: list[str] = []
 
     def spy(a: str, b: str) -> bool:
@@ -140,97 +48,97 @@ def test_an_unknown_key_is_compared_too(app: FastAPI, store: KeyStore, monkeypat
         return False
 
     monkeypatch.setattr(hmac, "compare_digest", spy)
-    get(app, f"kj-{'0' * 12}-{'a' * 43}")
-    get(app)
+    gated.get(f"kj-{'0' * 12}-{'a' * 43}")
+    gated.get()
     assert len(compared) == 2
 
 
-def test_only_who_holds_an_expired_key_is_told_so(app: FastAPI, store: KeyStore, clock: Clock) -> None:
-    record, token = store.create("ci", expires_at=clock.now() + timedelta(seconds=10))
-    clock.now_s += 9.9
-    assert get(app, token).status_code == 200
-    clock.now_s += 0.1
-    answer = get(app, token)
+def test_only_who_holds_an_expired_key_is_told_so(gated: Gated) -> None:
+    record, token = gated.store.create("ci", expires_at=gated.now() + timedelta(seconds=10))
+    gated.now_s += 9.9
+    assert gated.get(token).status_code == 200
+    gated.now_s += 0.1
+    answer = gated.get(token)
     assert error_of(answer) == (401, "invalid_api_key")
     assert "expired at 2026-03-01 00:00:10 UTC" in answer.text
-    assert "expired" not in get(app, f"kj-{record.id}-{'a' * 43}").text
+    assert "expired" not in gated.get(f"kj-{record.id}-{'a' * 43}").text
 
 
 @pytest.mark.parametrize("form", ["Bearer {}", "bearer {}", "BEARER {}", "Bearer   {}", "  Bearer {}  "])
-def test_forms_of_the_header_that_the_standard_allows(app: FastAPI, store: KeyStore, form: str) -> None:
-    _, token = store.create("ci")
-    assert get(app, headers={"authorization": form.format(token)}).status_code == 200
+def test_forms_of_the_header_that_the_standard_allows(gated: Gated, form: str) -> None:
+    _, token = gated.store.create("ci")
+    assert gated.get(headers={"authorization": form.format(token)}).status_code == 200
 
 
 @pytest.mark.parametrize(
     "form", ["{}", "Bearer{}", "Basic {}", "Bearer {} x", "Bearer {},{}", "Bearer\t{}", "Bearer", "Bearer Bearer {}"]
 )
-def test_forms_that_it_does_not(app: FastAPI, store: KeyStore, form: str) -> None:
-    _, token = store.create("ci")
-    assert error_of(get(app, headers={"authorization": form.format(token, token)})) == (401, "invalid_api_key")
+def test_forms_that_it_does_not(gated: Gated, form: str) -> None:
+    _, token = gated.store.create("ci")
+    assert error_of(gated.get(headers={"authorization": form.format(token, token)})) == (401, "invalid_api_key")
 
 
-def test_two_headers_are_refused_even_if_one_is_right(app: FastAPI, store: KeyStore) -> None:
-    _, token = store.create("ci")
+def test_two_headers_are_refused_even_if_one_is_right(gated: Gated) -> None:
+    _, token = gated.store.create("ci")
     headers = [("Authorization", f"Bearer {token}"), ("Authorization", f"Bearer {token}")]
-    assert send(app, lambda http: http.get("/v1/models", headers=headers)).status_code == 401
+    assert gated.run(lambda http: http.get("/v1/models", headers=headers)).status_code == 401
 
 
-def test_a_key_in_the_query_counts_for_nothing(app: FastAPI, store: KeyStore) -> None:
-    _, token = store.create("ci")
-    assert get(app, path=f"/v1/models?api_key={token}").status_code == 401
+def test_a_key_in_the_query_counts_for_nothing(gated: Gated) -> None:
+    _, token = gated.store.create("ci")
+    assert gated.get(path=f"/v1/models?api_key={token}").status_code == 401
 
 
 @pytest.mark.parametrize(
     "path", ["/state", "/openapi.json", "/nowhere", "/.//health", "/health/", "/HEALTH", "/v1/health"]
 )
-def test_whatever_is_not_named_as_open_needs_a_key(app: FastAPI, store: KeyStore, path: str) -> None:
-    store.create("ci")
-    assert error_of(get(app, path=path)) == (401, "invalid_api_key")
-    assert get(app, path="/health").status_code == 200
+def test_whatever_is_not_named_as_open_needs_a_key(gated: Gated, path: str) -> None:
+    gated.store.create("ci")
+    assert error_of(gated.get(path=path)) == (401, "invalid_api_key")
+    assert gated.get(path="/health").status_code == 200
 
 
-def test_a_revocation_is_seen_within_the_bound(app: FastAPI, store: KeyStore, clock: Clock) -> None:
-    _, token = store.create("ci")
+def test_a_revocation_is_seen_within_the_bound(gated: Gated) -> None:
+    _, token = gated.store.create("ci")
 
     async def both(http: httpx.AsyncClient) -> list[int]:
         http.headers["authorization"] = f"Bearer {token}"
         found = [(await http.get("/v1/models")).status_code]
-        store.revoke("ci")
+        gated.store.revoke("ci")
         found.append((await http.get("/v1/models")).status_code)  # not read for each request
-        clock.now_s += STALE_S
+        gated.now_s += STALE_S
         found.append((await http.get("/v1/models")).status_code)
         return found
 
-    assert send(app, both) == [200, 200, 401]
+    assert gated.run(both) == [200, 200, 401]
 
 
-def test_a_busy_server_reads_the_keys_while_it_answers(app: FastAPI, store: KeyStore, clock: Clock) -> None:
-    _, token = store.create("ci")
+def test_a_busy_server_reads_the_keys_while_it_answers(gated: Gated) -> None:
+    _, token = gated.store.create("ci")
 
     async def busy(http: httpx.AsyncClient) -> bool:
         http.headers["authorization"] = f"Bearer {token}"
         assert (await http.get("/v1/models")).status_code == 200
-        store.revoke("ci")
-        clock.now_s += REFRESH_S
+        gated.store.revoke("ci")
+        gated.now_s += REFRESH_S
         for _ in range(200):
             if (await http.get("/v1/models")).status_code == 401:
                 return True
             await asyncio.sleep(0.01)
         return False
 
-    assert send(app, busy)
+    assert gated.run(busy)
 
 
-def test_without_keys_only_this_machine_is_answered(app: FastAPI) -> None:
-    assert get(app, client=("127.0.0.1", 1)).status_code == 200
-    assert get(app, client=("::1", 1)).status_code == 200
-    assert get(app, client=("::ffff:127.0.0.1", 1)).status_code == 200
+def test_without_keys_only_this_machine_is_answered(gated: Gated) -> None:
+    assert gated.get(client=("127.0.0.1", 1)).status_code == 200
+    assert gated.get(client=("::1", 1)).status_code == 200
+    assert gated.get(client=("::ffff:127.0.0.1", 1)).status_code == 200
     for client in (REMOTE, ("10.0.0.1", 1), ("", 0), ("::ffff:10.0.0.1", 1), ("localhost", 1)):
-        answer = get(app, client=client)
+        answer = gated.get(client=client)
         assert error_of(answer) == (401, "invalid_api_key")
         assert "kajiya keys create" in answer.text
-        assert get(app, path="/health", client=client).status_code == 200
+        assert gated.get(path="/health", client=client).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -247,31 +155,166 @@ def test_without_keys_only_this_machine_is_answered(app: FastAPI) -> None:
         {"host": "["},
     ],
 )
-def test_a_proxy_or_a_page_of_another_site_is_not_this_machine(app: FastAPI, headers: dict[str, str]) -> None:
-    assert get(app, client=("127.0.0.1", 1), headers=headers).status_code == 401
+def test_a_proxy_or_a_page_of_another_site_is_not_this_machine(gated: Gated, headers: dict[str, str]) -> None:
+    assert gated.get(client=("127.0.0.1", 1), headers=headers).status_code == 401
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8000", "[::1]:8000", "app.localhost"])
-def test_names_of_this_machine(app: FastAPI, host: str) -> None:
+def test_names_of_this_machine(gated: Gated, host: str) -> None:
     headers = {"host": host, "origin": f"http://{host}"}
-    assert get(app, client=("127.0.0.1", 1), headers=headers).status_code == 200
+    assert gated.get(client=("127.0.0.1", 1), headers=headers).status_code == 200
 
 
-def test_a_revoked_or_broken_key_does_not_open_the_server(app: FastAPI, store: KeyStore, tmp_path: Path) -> None:
-    store.create("ci")
-    store.revoke("ci")
-    assert get(app, client=("127.0.0.1", 1)).status_code == 401
+def test_a_revoked_or_broken_key_does_not_open_the_server(gated: Gated) -> None:
+    gated.store.create("ci")
+    gated.store.revoke("ci")
+    assert gated.get(client=("127.0.0.1", 1)).status_code == 401
 
 
-def test_a_file_that_is_no_key_refuses_that_key_alone(app: FastAPI, store: KeyStore, tmp_path: Path) -> None:
-    broken, lost = store.create("broken")
-    (tmp_path / "keys" / f"{broken.id}.json").write_text("{")
-    assert get(app, client=("127.0.0.1", 1)).status_code == 401
-    assert get(app, lost).status_code == 401
+def test_a_file_that_is_no_key_refuses_that_key_alone(gated: Gated) -> None:
+    broken, lost = gated.store.create("broken")
+    (gated.folder / f"{broken.id}.json").write_text("{")
+    assert gated.get(client=("127.0.0.1", 1)).status_code == 401
+    assert gated.get(lost).status_code == 401
 
 
-def test_a_store_that_never_answered_lets_nobody_in(app: FastAPI, store: KeyStore, tmp_path: Path) -> None:
-    (tmp_path / "keys").write_text("a file where a folder belongs")
-    answer = get(app, client=("127.0.0.1", 1))
+def test_a_store_that_never_answered_lets_nobody_in(gated: Gated) -> None:
+    (gated.folder).write_text("a file where a folder belongs")
+    answer = gated.get(client=("127.0.0.1", 1))
     assert error_of(answer) == (503, "keys_unavailable")
-    assert str(tmp_path) not in answer.text
+    assert str(gated.folder) not in answer.text
+
+
+def test_a_request_beyond_the_limit_is_told_when_to_come_back(gated: Gated) -> None:
+    token = gated.key(requests_per_minute=2)
+    other = gated.key("other", requests_per_minute=2)
+    answers = [gated.get(token) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["1", "0", "0"]
+    assert error_of(answers[2]) == (429, "rate_limit_exceeded")
+    assert answers[2].headers["retry-after"] == "30"
+    assert gated.get(other).status_code == 200  # each key has its own
+    gated.now_s += 30
+    assert gated.get(token).status_code == 200
+
+
+def test_a_limited_key_pays_for_its_tokens(gated: Gated) -> None:
+    token = gated.key(tokens_per_minute=600)
+    first = gated.chat(token, max_tokens=500, used=100)
+    assert first.headers["x-ratelimit-remaining-tokens"] == "90"  # 41 bytes are taken for 10 tokens: 600 - 500 - 10
+    assert left(gated, token) == 500  # 100 were used
+    assert gated.chat(token, max_tokens=480, refused=True).status_code == 400
+    assert left(gated, token) == 500  # what was refused costs nothing
+    answer = gated.chat(token, max_tokens=480, n=2)  # 960 need a full bucket: 100 more at 10 a second
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "10")
+    assert left(gated, token) == 500
+
+
+def test_whoever_leaves_a_stream_early_pays_what_was_reserved(gated: Gated) -> None:
+    token = gated.key(tokens_per_minute=600)
+    body = {"stream": True, "max_tokens": 400, "used": 5}
+    assert gated.chat(token, **body).status_code == 200
+    assert left(gated, token) == 595  # whoever stays pays what was used
+    gated.now_s += 100
+    request = httpx.Request("POST", CHAT, json={"use": ["m"], **body})
+    messages: list[dict[str, Any]] = [{"type": "http.request", "body": request.content}]
+    num_sent = 0
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop() if messages else await asyncio.sleep(3600, {})
+
+    async def send(message: Any) -> None:
+        nonlocal num_sent
+        num_sent += 1
+        if num_sent == 3:  # the status and one event have arrived
+            raise OSError("the client left")
+
+    headers = [(b"authorization", f"Bearer {token}".encode())]
+    scope = {"type": "http", "method": "POST", "path": CHAT, "query_string": b"", "client": REMOTE, "headers": headers}
+    with pytest.raises((OSError, ClientDisconnect, ExceptionGroup)):
+        asyncio.run(gated.app(scope, receive, send))
+    assert left(gated, token) == 187  # 53 bytes are taken for 13 tokens: 600 - 400 - 13
+
+
+def left(gated: Gated, token: str) -> int:
+    """Return the tokens that the key may use now."""
+    return int(gated.get(token).headers["x-ratelimit-remaining-tokens"])
+
+
+def test_a_scope_is_not_escaped(gated: Gated) -> None:
+    token = gated.key(scopes=parse_scopes(["models:n", "adapters:m:shop@2"]))
+    assert gated.chat(token, use=["n"]).status_code == 200
+    assert gated.chat(token, use=["m", "shop", 2]).status_code == 200
+    for use in (
+        ["m"],
+        ["m", "shop", 1],
+        ["m", "shop", 22],
+        ["m", "Shop", 2],
+        ["n", "shop", 2],
+        ["N"],
+        ["m", "poet", 2],
+    ):
+        assert error_of(gated.chat(token, use=use)) == (403, "insufficient_permissions")
+
+
+def test_only_an_admin_key_changes_what_is_served(gated: Gated) -> None:
+    assert (
+        gated.run(lambda http: http.post("/v1/adapters"), ("127.0.0.1", 1)).status_code == 200
+    )  # no keys: this machine
+    plain, admin = gated.key("plain"), gated.key("admin", is_admin=True)
+
+    def post(token: str) -> httpx.Response:
+        answer: httpx.Response = gated.run(
+            lambda http: http.post("/v1/adapters", headers={"authorization": f"Bearer {token}"})
+        )
+        return answer
+
+    assert error_of(post(plain)) == (403, "insufficient_permissions")
+    assert post(admin).status_code == 200
+
+
+def test_requests_under_way_are_bounded_per_key_and_in_all(gated: Gated, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "MAX_ONGOING", 5)
+    monkeypatch.setattr(gate, "MAX_ONGOING_PER_KEY", 3)
+    tokens = [gated.key("a"), gated.key("b")]
+
+    async def crowd(http: httpx.AsyncClient) -> list[httpx.Response]:
+        async def ask(token: str) -> httpx.Response:
+            body = {"use": ["m"], "stream": True, "used": 1}
+            return await http.post(CHAT, json=body, headers={"authorization": f"Bearer {token}"})
+
+        await http.get("/v1/models", headers={"authorization": f"Bearer {tokens[0]}"})  # the keys are read
+        return await asyncio.gather(*(ask(token) for token in tokens for _ in range(4)))
+
+    answers = gated.run(crowd)
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429, 200, 200, 429, 429]
+    assert "This key" in answers[3].text
+    assert "The server" in answers[6].text
+    assert all(answer.headers.get("retry-after") == "1" for answer in answers if answer.status_code == 429)
+    assert [answer.status_code for answer in gated.run(crowd)] == [
+        200,
+        200,
+        200,
+        429,
+        200,
+        200,
+        429,
+        429,
+    ]  # all free again
+
+
+def test_there_are_no_websockets_to_slip_in_by(gated: Gated) -> None:
+    sent: list[Any] = []
+
+    async def connect() -> None:
+        async def receive() -> dict[str, str]:
+            return {"type": "websocket.connect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "websocket", "path": "/v1/realtime", "headers": [], "query_string": b""}
+        await gated.app(scope, receive, send)
+
+    asyncio.run(connect())
+    assert [message["type"] for message in sent] == ["websocket.close"]
