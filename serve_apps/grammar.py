@@ -8,7 +8,7 @@ the work of both.
 import json
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -18,9 +18,12 @@ from transformers import PreTrainedTokenizerBase
 from serve_apps.refusals import Refusal
 from serve_apps.vocabulary import vocabulary_of
 
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions  # in its stub only
+
 MAX_SCHEMA_CHARS = 64 * 1024
 """Longer schemas take seconds to compile, and their masks tens of milliseconds of every pass."""
-JSON_OPTIONS = {
+JSON_OPTIONS: "JsonCompileOptions" = {
     # One line, with or without spaces: any white space would be valid, and small models fall into writing nothing else.
     "whitespace_flexible": False,
     "item_separator": ", ?",

@@ -58,17 +58,22 @@ def read_grammar(
     wanted = fields["response_format"]
     if wanted is None or wanted.type == "text":
         return None
-    schema: dict[str, Any] | None = {"type": "object"}
-    if wanted.type == "json_schema":
-        schema = wanted.json_schema and wanted.json_schema.json_schema
-        if schema is None:
-            raise Refusal("response_format.json_schema.schema is missing.", param="response_format")
-    elif wanted.type != "json_object":
-        raise unsupported(f"response_format.type={wanted.type!r}", "use text, json_object or json_schema")
+    schema = _schema(wanted)
     for name in ("ignore_eos", "min_tokens"):
         if fields[name]:
             raise Refusal(f"{name} contradicts response_format, which says where the answer ends.", param=name)
     return compile_grammar(Grammar.from_json_schema(schema), tokenizer, stop_token_ids)
+
+
+def _schema(response_format: Any) -> dict[str, Any]:
+    if response_format.type == "json_object":
+        return {"type": "object"}
+    if response_format.type != "json_schema":
+        raise unsupported(f"response_format.type={response_format.type!r}", "use text, json_object or json_schema")
+    schema: dict[str, Any] | None = response_format.json_schema and response_format.json_schema.json_schema
+    if schema is None:
+        raise Refusal("response_format.json_schema.schema is missing.", param="response_format")
+    return schema
 
 
 def _num_logprobs(fields: dict[str, Any]) -> int | None:

@@ -93,12 +93,12 @@ def test_text_parts_are_joined() -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"logprobs": True}, "logprobs"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"structured_outputs": {"json": {}}}, "structured_outputs"),
+        ({"logprob_token_ids": [1], "logprobs": True}, "logprob_token_ids"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"bad_words": ["x"]}, "bad_words"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"min_p": 0.1}, "min_p"),
+        ({"guided_json": {}}, "guided_json"),
         ({"guided_choice": ["a"]}, "guided_choice"),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages[0].tool_call_id"),
         (
