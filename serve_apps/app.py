@@ -17,6 +17,7 @@ from serve_apps.facts import ModelFacts, facts_of
 from serve_apps.http_app import make_app
 from serve_apps.ingress import ENDPOINTS, Ingress
 from serve_apps.llm_configs import llm_config_of
+from serve_apps.log import LOGGING_CONFIG
 from serve_apps.scaling import DRAIN_TIMEOUT_S, RETRY_AFTER_S
 
 MAX_CONNECTIONS = 1000
@@ -79,4 +80,5 @@ def _options() -> dict[str, Any]:
         "backpressure_config": {"retry_after_s": RETRY_AFTER_S},
         "graceful_shutdown_timeout_s": DRAIN_TIMEOUT_S,
         "ray_actor_options": {"num_cpus": 0},
+        "logging_config": LOGGING_CONFIG,
     }

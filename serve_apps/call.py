@@ -1,5 +1,6 @@
 """What is known of one HTTP request while it is answered, and the middleware that keeps it."""
 
+import asyncio
 import re
 import time
 import uuid
@@ -14,6 +15,9 @@ from serve_apps.admission import Admission
 
 REQUEST_ID = re.compile(r"[\w.\-]{1,64}", re.ASCII)
 """What a client may call its own request; anything else is replaced, since it goes into logs."""
+
+CLIENT_LEFT = 499
+"""nginx's status for a client that did not wait for the end of its answer."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -63,18 +67,23 @@ class CallMiddleware:
             await self._app(scope, receive, send)
             return
         call = _call(scope)
+        has_id = Headers(scope=scope).get("x-request-id") == call.request_id
         scope.setdefault("state", {})["call"] = call
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 call.status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = call.request_id
+                if not has_id:  # Serve's proxy names every request and writes the name on its answer
+                    headers["x-request-id"] = call.request_id
                 headers.update(call.response_headers)
             await send(message)
 
         try:
             await self._app(scope, receive, send_with_headers)
+        except asyncio.CancelledError:
+            call.status = CLIENT_LEFT
+            raise
         finally:
             call.seconds = time.monotonic() - call.begin_s
             for observe in self._observers:

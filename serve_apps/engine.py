@@ -48,6 +48,19 @@ class Progress:
     """One for each of `token_ids`, if the request asks for them."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Occupancy:
+    """How full the engine is at the moment."""
+
+    num_running: int
+    """Requests in the batch."""
+    num_waiting: int
+    """Requests that wait for a place in it."""
+    num_cached_tokens: int
+    """Tokens that the blocks in use can hold; the last of each request is partly empty."""
+    max_cached_tokens: int
+
+
 class _Manager(ContinuousBatchingManager):  # type: ignore[misc] # transformers has no types; there is no other hook
     """transformers' manager, with our attention and the adapters of each pass around its forward call."""
 
@@ -156,11 +169,22 @@ class Engine:
 
     def num_active_requests(self) -> int:
         """Return how many requests are in the batch or wait for it."""
+        now = self.occupancy()
+        return now.num_running + now.num_waiting
+
+    def occupancy(self) -> Occupancy:
+        """Return how full the batch and the cache are; also from other threads, which may see a step half done."""
         processor = self._manager.batch_processor
-        count: int = self._manager.input_queue.qsize()
-        if processor is not None:
-            count += len(processor.scheduler.active_requests) + len(processor.scheduler.waiting_requests)
-        return count
+        num_new = self._manager.input_queue.qsize()
+        if processor is None:  # the generation thread has not come so far yet, or is gone
+            return Occupancy(num_running=0, num_waiting=num_new, num_cached_tokens=0, max_cached_tokens=0)
+        max_tokens = PAGE_SIZE * _num_blocks(self.limits)
+        return Occupancy(
+            num_running=len(processor.scheduler.active_requests),
+            num_waiting=len(processor.scheduler.waiting_requests) + num_new,
+            num_cached_tokens=round(max_tokens * (1 - processor.cache.compute_free_capacity())),
+            max_cached_tokens=max_tokens,
+        )
 
     @property
     def bank(self) -> AdapterBank | None:
@@ -193,11 +217,15 @@ class Engine:
         return self._bank.tokens(slots)
 
 
+def _num_blocks(limits: EngineLimits) -> int:
+    return math.ceil(limits.kv_cache_tokens / PAGE_SIZE) + limits.max_num_seqs  # each ends in a partial block
+
+
 def _config(limits: EngineLimits) -> ContinuousBatchingConfig:
     return ContinuousBatchingConfig(
         page_size=PAGE_SIZE,
         # Without these two the cache takes most of the RAM there is, and a pass reserves 8192 tokens.
-        num_blocks=math.ceil(limits.kv_cache_tokens / PAGE_SIZE) + limits.max_num_seqs,  # each ends in a partial block
+        num_blocks=_num_blocks(limits),
         max_batch_tokens=max(limits.max_batch_tokens, limits.max_num_seqs),
         max_requests_per_batch=limits.max_num_seqs,
         # The same tokens under two adapters have different keys and values; transformers' block hashes do not know.

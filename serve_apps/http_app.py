@@ -11,6 +11,7 @@ from serve_apps import adapter_routes
 from serve_apps.audit import audit
 from serve_apps.call import CallMiddleware, call_of
 from serve_apps.gate import Gate
+from serve_apps.metrics import count
 from serve_apps.refusals import Refusal
 from serve_apps.responses import error_body
 from serve_apps.version_counts import VersionCounts
@@ -26,7 +27,7 @@ def make_app() -> FastAPI:
     app.state.version_counts = VersionCounts()
     app.add_middleware(Gate, refuse=refusal_response)
     # The last that is added is the first that is passed.
-    app.add_middleware(CallMiddleware, observers=(audit, app.state.version_counts.observe))
+    app.add_middleware(CallMiddleware, observers=(audit, count, app.state.version_counts.observe))
     app.include_router(adapter_routes.router)
     app.add_exception_handler(Refusal, _refused)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _invalid)  # type: ignore[arg-type]

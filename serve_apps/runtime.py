@@ -13,6 +13,7 @@ from cluster.registry import Registry
 from serve_apps.adapters import AdapterSlots, BankLoader
 from serve_apps.embeddings import Embedder
 from serve_apps.engine import Engine, EngineLimits
+from serve_apps.replica_metrics import EngineMetrics, MeteredLoader
 from serve_apps.requests import ModelLimits, default_sampling
 from serve_apps.token_engine import TokenEngine
 
@@ -55,13 +56,16 @@ def start_runtime(plan: ServingPlan) -> Runtime:
     )
     engine = Engine(base.model, limits)
     engine.start()
+    EngineMetrics(engine, plan.card.name).start()
     loader = BankLoader(
         engine=engine,
         max_loras=plan.max_loras,
         max_lora_rank=plan.max_lora_rank,
         target_modules=plan.card.target_modules,
     )
-    slots = AdapterSlots(loader, plan.card, Registry.default(), max_loras=plan.max_loras)
+    slots = AdapterSlots(
+        MeteredLoader(loader=loader, model=plan.card.name), plan.card, Registry.default(), max_loras=plan.max_loras
+    )
     return Runtime(
         engine=engine,
         tokenizer=base.tokenizer,

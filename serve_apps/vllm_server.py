@@ -11,6 +11,7 @@ from cluster.models.base import load_config, load_tokenizer, source_of
 from cluster.plan import ServingPlan
 from cluster.registry import Registry
 from serve_apps.adapters import AdapterSlots
+from serve_apps.replica_metrics import MeteredLoader
 from serve_apps.runtime import Runtime, model_limits
 from serve_apps.server import TransformersServer
 from serve_apps.vllm_engine import LoraLoader, VllmEngine
@@ -45,7 +46,9 @@ def _runtime(plan: ServingPlan, client: AsyncLLM) -> Runtime:
     return Runtime(
         engine=engine,
         tokenizer=tokenizer,
-        adapters=AdapterSlots(loader, plan.card, Registry.default(), max_loras=plan.max_loras),
+        adapters=AdapterSlots(
+            MeteredLoader(loader=loader, model=plan.card.name), plan.card, Registry.default(), max_loras=plan.max_loras
+        ),
         limits=model_limits(plan, tokenizer, _generation_config(plan)),
     )
 
