@@ -104,7 +104,6 @@ def card_facts(config: Mapping[str, Any], *, origin: str) -> dict[str, Any]:
         facts["intermediate_size"] = 4 * facts["hidden_size"]  # transformers' default for n_inner
     _check(facts, config, architecture, origin)
     heads = facts["num_attention_heads"]
-    quantization = config.get("quantization_config") or {}
     return {
         "architecture": architecture,
         **facts,
@@ -116,8 +115,7 @@ def card_facts(config: Mapping[str, Any], *, origin: str) -> dict[str, Any]:
         "num_local_experts": config.get("num_local_experts", 0),
         "num_experts_per_tok": config.get("num_experts_per_tok", 0),
         "config_mapping": tuple((old, new) for old, new in MAPPED_KEYS.items() if old in config),
-        "checkpoint_quantization": quantization.get("quant_method"),
-        "checkpoint_bits": quantization.get("bits") or (8 if quantization.get("load_in_8bit") else None),
+        **_quantization(config.get("quantization_config") or {}),
         "stop_token_ids": _stop_token_ids(config.get("eos_token_id")),
     }
 
@@ -146,6 +144,26 @@ def _check(facts: Mapping[str, Any], config: Mapping[str, Any], architecture: st
     problems += [f"needs positive whole numbers, got {', '.join(wrong)}"] if wrong else []
     if problems:
         raise UnreadableConfig(f"{origin} {' and '.join(problems)}.")
+
+
+def _quantization(published: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how a checkpoint is quantized; where compressed-tensors has several groups, by that with the most bits."""
+    if not published:
+        return {}
+    facts = published
+    if published.get("config_groups"):
+        groups = [group.get("weights") or {} for group in published["config_groups"].values()]
+        facts = max(groups, key=lambda weights: weights.get("num_bits") or 0)
+    bits = facts.get("num_bits") or facts.get("bits") or facts.get("w_bit")
+    group_size = facts.get("group_size") or facts.get("q_group_size")
+    is_asymmetric = facts.get("zero_point") or facts.get("symmetric") is False or facts.get("sym") is False
+    return {
+        "checkpoint_quantization": published.get("quant_method"),
+        "checkpoint_bits": bits or (8 if published.get("load_in_8bit") else None),
+        "checkpoint_group_size": group_size if group_size and group_size > 0 else None,
+        "checkpoint_is_symmetric": not is_asymmetric,
+        "checkpoint_is_float": facts.get("type") == "float",
+    }
 
 
 def _biases(config: Mapping[str, Any], architecture: str) -> dict[str, bool]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from cluster.errors import UserError
-from cluster.model_card import ModelCard, Precision
+from cluster.model_card import PREQUANTIZED, ModelCard, Precision
 from cluster.presets import DType
 
 GIB = 2**30
@@ -13,8 +13,6 @@ WEIGHT_BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
 NF4_BLOCK = 64
 NF4_NESTED_BLOCK = 256
 """Weights that share one absmax, and absmaxes that share one fp32 scale under double quantization (bitsandbytes)."""
-GPTQ_GROUP = 128
-"""Weights that share one fp16 scale and one zero point in the usual GPTQ checkpoint (arXiv:2210.17323)."""
 VLLM_BLOCK_TOKENS = 16
 TRANSFORMERS_PAGE_TOKENS = 256
 """Tokens of one block of the KV cache: vLLM's `DEFAULT_BLOCK_SIZE`, transformers' `page_size`."""
@@ -102,15 +100,18 @@ def _quantized_bytes(card: ModelCard, precision: Precision) -> int:
 
     nf4: half a byte a weight, one byte for the absmax of 64, 4 bytes for the scale of 256 of those: 0.5159 bytes
     (double quantization, QLoRA, arXiv:2305.14314). int8: one byte, and 4 for each output row (LLM.int8,
-    arXiv:2208.07339). gptq: bits / 8, and for each group of 128 an fp16 scale and a zero point.
+    arXiv:2208.07339). gptq and awq: bits / 8, and for each group an fp16 scale and a zero point (arXiv:2210.17323,
+    arXiv:2306.00978). compressed-tensors: bits / 8, and a 4-byte scale for each group.
     """
     weights = card.num_linear_parameters()
     if precision == "nf4":
         return weights // 2 + weights // NF4_BLOCK + 4 * weights // (NF4_BLOCK * NF4_NESTED_BLOCK)
+    num_rows = sum(linear.out_features * linear.count for linear in card.linears())
     if precision == "int8":
-        return weights + 4 * sum(linear.out_features * linear.count for linear in card.linears())
+        return weights + 4 * num_rows
     bits = card.checkpoint_bits or 4
-    return weights * bits // 8 + (16 + bits) * (weights // GPTQ_GROUP) // 8
+    num_groups = weights // card.checkpoint_group_size if card.checkpoint_group_size else num_rows
+    return weights * bits // 8 + num_groups * (32 if precision == "compressed-tensors" else 16 + bits) // 8
 
 
 def kv_cache_bytes(card: ModelCard, *, num_tokens: int, bytes_per_value: int = 2) -> int:
@@ -144,7 +145,7 @@ def logits_bytes(card: ModelCard, *, num_tokens: int, copies: int) -> int:
 
 def dequantized_linear_bytes(card: ModelCard, precision: Precision, compute_dtype: DType) -> int:
     """Return the largest linear in `compute_dtype`: bitsandbytes unpacks one whole linear at a time to multiply it."""
-    if precision in WEIGHT_BYTES:
+    if precision in WEIGHT_BYTES or precision in PREQUANTIZED:
         return 0
     return max(linear.in_features * linear.out_features for linear in card.linears()) * VALUE_BYTES[compute_dtype]
 

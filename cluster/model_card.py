@@ -6,8 +6,10 @@ from typing import Any, Literal
 
 from cluster.architectures import ARCHITECTURES, Architecture
 
-Precision = Literal["fp32", "fp16", "bf16", "int8", "nf4", "gptq"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "nf4", "gptq", "awq", "compressed-tensors"]
 """How the weights of the linears are held in memory: what is really loaded, not what a rule asked for."""
+PREQUANTIZED: tuple[Precision, ...] = ("gptq", "awq", "compressed-tensors")
+"""Precisions that only a checkpoint has; their names are its `quant_method`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +66,12 @@ class ModelCard:
     checkpoint_quantization: str | None = None
     """`quant_method` of a checkpoint that is published quantized ("gptq", "bitsandbytes"); None = 16 or 32 bit."""
     checkpoint_bits: int | None = None
+    checkpoint_group_size: int | None = None
+    """Weights that share a scale; None is one scale for each output row."""
+    checkpoint_is_symmetric: bool = True
+    """Whether its levels lie around zero, or each group has a zero point."""
+    checkpoint_is_float: bool = False
+    """Whether its levels are small floats (FP8) rather than integers."""
 
     licence: str = "unknown"
     is_gated: bool = False

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from cluster.hardware import Hardware
-from cluster.model_card import ModelCard, Precision
+from cluster.model_card import PREQUANTIZED, ModelCard, Precision
 from cluster.plan_record import Log
 from cluster.presets import nominal_billions, size_class
 from cluster.traps import ImpossibleCombination
@@ -16,12 +16,28 @@ def vllm_obstacle(card: ModelCard, hardware: Hardware, precision: Precision, *, 
     if not card.is_vllm_servable:
         published = " as it is published" if card.config_mapping else ""
         return f"vLLM 0.29 does not have {card.architecture}{published}"
-    if precision == "int8":
-        return "vLLM has no 8-bit bitsandbytes in flight"
-    if precision == "nf4" and hardware.gpu is None:
-        return "vllm-bnb-plugin loads 4-bit weights on GPUs only"
+    if obstacle := _weights_obstacle(card, hardware, precision):
+        return obstacle
     if num_adapters and not card.is_vllm_lora_servable:
         return f"vLLM's {card.architecture} takes no LoRA adapters"
+    return None
+
+
+def _weights_obstacle(card: ModelCard, hardware: Hardware, precision: Precision) -> str | None:
+    on_cpu = hardware.gpu is None
+    bits = card.checkpoint_bits
+    if precision == "int8":
+        return "vLLM has no 8-bit bitsandbytes in flight"
+    if precision == "nf4" and on_cpu:
+        return "vllm-bnb-plugin loads 4-bit weights on GPUs only"
+    if precision == "gptq" and not card.checkpoint_is_symmetric:
+        return "vLLM 0.29 takes symmetric GPTQ only (`sym: true`); older versions had a kernel for the other kind"
+    if precision == "gptq" and bits not in ((4,) if on_cpu else (4, 8)):
+        return f"vLLM 0.29 takes GPTQ in {'4 bits on a CPU' if on_cpu else '4 or 8 bits'}, not {bits}"
+    if precision == "awq" and bits not in (None, 4):
+        return f"vLLM 0.29 takes AWQ in 4 bits, not {bits}"
+    if precision == "compressed-tensors" and on_cpu and card.checkpoint_is_float:
+        return "vLLM 0.29 multiplies small floats (FP8) on GPUs only; integers of 8 or 4 bits work on a CPU"
     return None
 
 
@@ -34,11 +50,10 @@ def choose_engine(
         ImpossibleCombination: the engine that is wanted cannot serve this.
     """
     obstacle = vllm_obstacle(card, hardware, precision, num_adapters=num_adapters)
+    if precision in PREQUANTIZED:
+        return _engine_of_prequantized(card, precision, log, wanted=wanted, obstacle=obstacle)
     if wanted == "vllm" and obstacle:
         raise ImpossibleCombination(f"{card.name} at {precision} on engine 'vllm': {obstacle}; use 'transformers'.")
-    if precision == "gptq" and wanted != "transformers":
-        log.decide("engine", "vllm", "user" if wanted else "model", "GPTQ checkpoints are in vLLM's core")
-        return "vllm"
     if wanted is not None:
         log.decide("engine", wanted, "user", "asked for")
         return wanted
@@ -53,6 +68,17 @@ def choose_engine(
         return "transformers"
     plugin = ", 4-bit by vllm-bnb-plugin" if precision == "nf4" else ""
     log.decide("engine", "vllm", "size rule", f"{size_class(card)}: paged attention and tensor parallelism{plugin}")
+    return "vllm"
+
+
+def _engine_of_prequantized(
+    card: ModelCard, precision: Precision, log: Log, *, wanted: Engine | None, obstacle: str | None
+) -> Engine:
+    if wanted == "transformers" or obstacle:
+        why = obstacle or f"{precision} checkpoints are served by vLLM alone"
+        instead = "name the unquantized checkpoint, with precision 'int8' or 'nf4' where it has to be small"
+        raise ImpossibleCombination(f"{card.name} on engine '{wanted or 'vllm'}': {why}; {instead}.")
+    log.decide("engine", "vllm", "user" if wanted else "model", f"{precision} checkpoints are in vLLM's core")
     return "vllm"
 
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from cluster.hardware import Hardware
-from cluster.model_card import ModelCard, Precision
+from cluster.model_card import PREQUANTIZED, ModelCard, Precision
 from cluster.plan_precision import choose_precision, half_precision, is_quantized
 from cluster.plan_record import Log
 from cluster.presets import (
@@ -28,8 +28,13 @@ def choose_method(
     """Return the method and the precision of the base: each can decide the other.
 
     Raises:
-        ImpossibleCombination: the two that are wanted exclude each other.
+        ImpossibleCombination: the two that are wanted exclude each other, or the checkpoint can only be served.
     """
+    if card.checkpoint_quantization in PREQUANTIZED:
+        raise ImpossibleCombination(
+            f"{card.name} is published as {card.checkpoint_quantization}, which can be served, not trained on: name "
+            "the unquantized checkpoint, with precision 'nf4' where it has to be small."
+        )
     method = wishes.method
     if method is None:
         precision = choose_precision(card, hardware, log, wanted=wishes.precision, fits_fp32=fits_fp32)

@@ -3,13 +3,14 @@
 from cluster import traps
 from cluster.hardware import Hardware
 from cluster.memory import WEIGHT_BYTES
-from cluster.model_card import ModelCard, Precision
+from cluster.model_card import PREQUANTIZED, ModelCard, Precision
 from cluster.plan_record import Log
 from cluster.presets import QUANTIZATION_RULES, DType, Source, size_class
 
 _DTYPES: dict[Precision, DType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _MANUAL_DTYPES: dict[Precision, DType] = {"nf4": "float16", "int8": "bfloat16", "gptq": "float16"}
-"""手動量子化設定: the compute dtype of a quantization that the size rule did not choose."""
+"""手動量子化設定: the compute dtype of a quantization that the size rule did not choose. It names no AWQ and no
+compressed-tensors, which take what GPTQ takes."""
 
 
 def is_quantized(precision: Precision) -> bool:
@@ -46,13 +47,15 @@ _Choice = tuple[Precision, Source, str]
 def _from_checkpoint(card: ModelCard, wanted: Precision | None) -> _Choice | None:
     method = card.checkpoint_quantization
     if method is None:
-        if wanted == "gptq":
+        if wanted in PREQUANTIZED:
+            name = "compressed-tensors" if wanted == "compressed-tensors" else str(wanted).upper()
             raise traps.ImpossibleCombination(
-                f"{card.name} is not a GPTQ checkpoint, and GPTQ needs calibration data: quantize it in a job first, "
-                "or use precision 'int8' or 'nf4', which need none."
+                f"{card.name} is not a {name} checkpoint, and {name} needs calibration data: quantize it in a job "
+                "first, or use precision 'int8' or 'nf4', which need none."
             )
         return None
-    by_method: dict[str, Precision] = {"gptq": "gptq", "bitsandbytes": "int8" if card.checkpoint_bits == 8 else "nf4"}
+    by_method: dict[str, Precision] = {name: name for name in PREQUANTIZED}
+    by_method["bitsandbytes"] = "int8" if card.checkpoint_bits == 8 else "nf4"
     if method not in by_method:
         raise traps.ImpossibleCombination(
             f"{card.name} is published quantized with {method!r}; planned are {', '.join(by_method)} and unquantized."
@@ -123,12 +126,15 @@ def choose_compute_dtype(card: ModelCard, hardware: Hardware, log: Log, precisio
         log.decide("compute_dtype", _DTYPES[precision], "default", f"unquantized {precision} weights compute in kind")
         return _DTYPES[precision]
     if hardware.gpu is None:
+        if precision in PREQUANTIZED and card.checkpoint_bits != 8:
+            log.decide("compute_dtype", "bfloat16", "hardware", "vLLM's 4-bit kernel for CPUs takes 16-bit activations")
+            return "bfloat16"
         log.decide("compute_dtype", "float32", "hardware", "a CPU multiplies float32 fastest")
         return "float32"
     name = size_class(card)
     rule = QUANTIZATION_RULES[name]
     is_by_rule = rule.precision == precision
-    dtype = rule.compute_dtype if is_by_rule else _MANUAL_DTYPES[precision]
+    dtype = rule.compute_dtype if is_by_rule else _MANUAL_DTYPES.get(precision, _MANUAL_DTYPES["gptq"])
     origin = f"the size rule of {name}" if is_by_rule else f"the specification's manual {precision} settings"
     if dtype == "bfloat16" and not hardware.gpu.has_bf16:
         log.warn(f"{hardware.gpu.name} has no bf16: compute_dtype float16 instead of {origin}'s bfloat16.")

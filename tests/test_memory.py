@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from by_hand import FACTS
 
@@ -39,7 +41,8 @@ def test_unquantized_parts_follow_the_compute_dtype() -> None:
 def test_a_gptq_checkpoint_has_scales_and_zeros_by_group() -> None:
     # ELYZA: 6,476,005,376 weights at half a byte, and 2.5 bytes for each 128 of them; 262,410,240 values in 16 bit
     expected = 6_476_005_376 // 2 + 2.5 * 6_476_005_376 / 128 + 2 * 262_410_240
-    assert weights_bytes(find("elyza-japanese-llama-2-7b-instruct"), "gptq") == expected
+    card = replace(find("elyza-japanese-llama-2-7b-instruct"), checkpoint_bits=4, checkpoint_group_size=128)
+    assert weights_bytes(card, "gptq") == weights_bytes(card, "awq") == expected
 
 
 @pytest.mark.parametrize("name", FACTS)

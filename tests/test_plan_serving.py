@@ -310,8 +310,8 @@ def test_a_checkpoint_that_bitsandbytes_has_quantized_is_not_split() -> None:
     card = replace(find("qwen2.5-32b-instruct"), checkpoint_quantization="bitsandbytes", checkpoint_bits=4)
     plan = plan_serving(card, declared(gpu="A10G", num_gpus=4), num_adapters=0)
     assert (plan.precision, plan.tensor_parallel_size) == ("nf4", 1)
-    with pytest.raises(ImpossibleCombination, match="published quantized with 'awq'"):
-        plan_serving(replace(card, checkpoint_quantization="awq"), declared(gpu="H100"))
+    with pytest.raises(ImpossibleCombination, match="published quantized with 'hqq'"):
+        plan_serving(replace(card, checkpoint_quantization="hqq"), declared(gpu="H100"))
     with pytest.raises(ImpossibleCombination, match="published as nf4: it cannot be loaded as bf16"):
         plan_serving(card, declared(gpu="H100"), precision="bf16")
 
