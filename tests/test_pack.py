@@ -15,7 +15,8 @@ from cluster.models.adapter_spec import AdapterSpec
 from cluster.models.base import load_base
 from train_jobs.batches import DataOrder
 from train_jobs.job import AdapterJob, TrainJob
-from train_jobs.pack import Pack, build_pack, train_step
+from train_jobs.pack import Pack, build_pack
+from train_jobs.step import train_step
 from train_jobs.tokens import Sample
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -74,7 +75,11 @@ def pack_of(job: TrainJob) -> Pack:
 
 def losses_of(job: TrainJob) -> list[tuple[float, ...]]:
     pack = pack_of(job)
-    return [train_step(pack, step).losses for step in range(pack.num_steps)]
+    return [train_step(pack, running(pack, step)).losses for step in range(pack.num_steps)]
+
+
+def running(pack: Pack, step: int) -> dict[int, int]:
+    return {slot: step for slot, run in pack.runs.items() if step < run.job.num_steps}
 
 
 def peft_losses(job: TrainJob) -> list[float]:
@@ -142,3 +147,25 @@ def test_accumulation_and_checkpointing_change_nothing(card: ModelCard) -> None:
     expected = [loss for (loss,) in losses_of(job_of(card, run))]
     for job in (job_of(card, run, accumulation=4), job_of(card, run, checkpointing=True)):
         assert [loss for (loss,) in losses_of(job)] == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_adapter_that_enters_later_equals_its_run_alone_and_one_that_left_disturbs_nobody(card: ModelCard) -> None:
+    first, second, late = adapter(1, r=4), adapter(2, r=8, dropout=0.2), adapter(3, r=2, lr=3e-2, dropout=0.1)
+    alone = {run.seed: [loss for (loss,) in losses_of(job_of(card, run))] for run in (first, second, late)}
+    pack = pack_of(job_of(card, first, second))
+    losses: dict[int, list[float]] = {run.seed: [] for run in (first, second, late)}
+    done = {0: 0, 1: 0}
+    for number in range(11):
+        if number == 3:  # stopped early, and another takes its slot without anything being loaded
+            pack.leave(1)
+            pack.enter(1, late)
+            done[1] = 0
+        steps = {slot: done[slot] for slot, run in pack.runs.items() if done[slot] < run.job.num_steps}
+        made = train_step(pack, steps)
+        for slot, loss in zip(made.slots, made.losses, strict=True):
+            losses[pack.runs[slot].job.seed].append(loss)
+            done[slot] += 1
+    assert losses[1] == pytest.approx(alone[1], abs=1e-5)
+    assert losses[2] == pytest.approx(alone[2][:3], abs=1e-5)
+    assert losses[3] == pytest.approx(alone[3], abs=1e-5)
+    assert len(losses[3]) == 8

@@ -8,8 +8,9 @@ from transformers import PreTrainedTokenizerBase
 from cluster.errors import UserError
 from train_jobs.checkpoint import Progress, report, restore
 from train_jobs.evaluate import Evaluation, evaluate
-from train_jobs.pack import Pack, train_step
+from train_jobs.pack import Pack
 from train_jobs.progress import StepMetrics, announce, announce_step
+from train_jobs.step import train_step
 
 
 class DivergedError(UserError, ArithmeticError):
@@ -49,7 +50,17 @@ def run(pack: Pack, tokenizer: PreTrainedTokenizerBase) -> Outcome:
 
 
 def _step(pack: Pack, progress: Progress) -> None:
-    metrics = train_step(pack, progress.step)
+    steps = {slot: progress.step for slot, run in pack.runs.items() if progress.step < run.job.num_steps}
+    made = train_step(pack, steps)
+    metrics = StepMetrics(
+        step=progress.step + 1,
+        num_steps=pack.num_steps,
+        losses=made.losses,
+        learning_rates=made.learning_rates,
+        grad_norms=made.grad_norms,
+        num_tokens=made.num_tokens,
+        duration_s=made.duration_s,
+    )
     if not torch.tensor(metrics.losses).isfinite().all():
         raise DivergedError(
             f"The loss is {metrics.losses[0]} at step {metrics.step} of {metrics.num_steps}; nothing is registered. "

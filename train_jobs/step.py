@@ -1,0 +1,115 @@
+"""One optimizer step of every run in a pack.
+
+B = rows, K = adapters in the pass.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate.utils import DistributedType
+
+from cluster.models.banked_linear import mix
+from train_jobs.batches import Rows, chunk, collate
+from train_jobs.pack import Pack, Run
+from train_jobs.packed_adamw import clip_by_adapter
+from train_jobs.tokens import IGNORED, Sample
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackStep:
+    """One optimizer step of each run that took part, in the order of `slots`."""
+
+    slots: tuple[int, ...]
+    losses: tuple[float, ...]
+    """The mean over the run's own trained tokens, before the update."""
+    learning_rates: tuple[float, ...]
+    grad_norms: tuple[float, ...]
+    """Before clipping; empty under DeepSpeed, which clips by itself."""
+    num_tokens: int
+    """Tokens of all workers that are no padding, prompts included."""
+    duration_s: float
+
+
+def train_step(pack: Pack, steps: Mapping[int, int]) -> PackStep:
+    """Make the optimizer step `steps[slot]`, counting from 0, of each run that `steps` names.
+
+    The loss is the sum over runs of the mean over that run's own trained tokens, of all workers and micro-batches.
+    Then each adapter's gradient is that of a run alone.
+    """
+    started = time.monotonic()
+    job, accelerator = pack.job, pack.accelerator
+    active = sorted(steps)
+    batches = [pack.runs[slot].order.batch(steps[slot]) for slot in active]
+    counts = [sum(job.samples[i].num_trained_tokens for i in batch) for batch in batches]
+    num_trained = torch.tensor(counts, device=accelerator.device)
+    learning_rates = _set_rates(pack, steps)
+    sums = torch.zeros(len(active), device=accelerator.device)
+    norms: tuple[float, ...] = ()
+    # Workers and accelerate's accumulation average gradients; the loss is divided by all trained tokens already.
+    factor = accelerator.num_processes * job.gradient_accumulation_steps
+    pack.module.train()
+    for micro_step in range(job.gradient_accumulation_steps):
+        with accelerator.accumulate(pack.module):
+            rows, keys = _micro_batch(pack, steps, batches, micro_step)
+            slots = [slot for slot in active for _ in range(len(rows.labels) // len(active))]
+            with pack.bank.rows(slots, dropout_keys=keys):
+                block_sums = pack.module(rows.input_ids, rows.labels, len(active))
+                accelerator.backward((block_sums / num_trained).sum() * factor)
+            sums += block_sums.detach()
+            if accelerator.sync_gradients:
+                norms = _clip(pack, active)
+            pack.optimizer.step()
+            pack.optimizer.zero_grad()
+    losses = accelerator.reduce(sums, "sum") / num_trained
+    return PackStep(
+        slots=tuple(active),
+        losses=tuple(losses.tolist()),
+        learning_rates=learning_rates,
+        grad_norms=norms,
+        num_tokens=sum(len(job.samples[i].input_ids) for batch in batches for i in batch),
+        duration_s=time.monotonic() - started,
+    )
+
+
+def _set_rates(pack: Pack, steps: Mapping[int, int]) -> tuple[float, ...]:
+    group = pack.optimizer.param_groups[0]
+    slots = range(pack.bank.num_slots)
+    group["active"] = [slot in steps for slot in slots]
+    group["weight_decay"] = [pack.runs[slot].job.weight_decay if slot in steps else 0.0 for slot in slots]
+    group["lr"] = [_rate(pack.runs[slot], steps[slot]) if slot in steps else 0.0 for slot in slots]
+    return tuple(group["lr"][slot] for slot in sorted(steps))
+
+
+def _rate(run: Run, step: int) -> float:
+    return run.job.learning_rate * run.schedule(step)
+
+
+def _clip(pack: Pack, active: Sequence[int]) -> tuple[float, ...]:
+    if pack.accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return ()
+    pack.accelerator.unscale_gradients()
+    max_norms = [pack.runs[k].job.max_grad_norm if k in pack.runs else 1.0 for k in range(pack.bank.num_slots)]
+    norms = clip_by_adapter(pack.bank.parameters(), max_norms)
+    return tuple(norms[list(active)].tolist())
+
+
+def _micro_batch(
+    pack: Pack, steps: Mapping[int, int], batches: Sequence[Sequence[int]], micro_step: int
+) -> tuple[Rows, list[int]]:
+    """Return this worker's rows, a block of equal size per adapter, and the key of each row's dropout."""
+    job, accelerator = pack.job, pack.accelerator
+    num_chunks = job.gradient_accumulation_steps * accelerator.num_processes
+    index = micro_step * accelerator.num_processes + accelerator.process_index
+    chunks = [chunk(len(batch), num_chunks, index) for batch in batches]
+    block = max(1, *map(len, chunks)) if len(chunks) > 1 else max(1, len(chunks[0]))
+    # The last batch of an epoch may be short: a row without labels takes the place of a missing one.
+    filler = Sample(input_ids=(pack.pad_token_id,), labels=(IGNORED,))
+    samples: list[Sample] = []
+    keys: list[int] = []
+    for slot, batch, positions in zip(sorted(steps), batches, chunks, strict=True):
+        missing = block - len(positions)
+        samples += [job.samples[batch[i]] for i in positions] + [filler] * missing
+        keys += [mix(pack.runs[slot].job.seed, steps[slot], i) for i in positions] + [0] * missing
+    return collate(samples, pad_token_id=pack.pad_token_id, device=accelerator.device), keys
