@@ -24,7 +24,7 @@ from serve_apps import embeddings, responses
 from serve_apps.answers import Answering
 from serve_apps.embeddings import read_embeddings
 from serve_apps.message_stream import MessageStreams
-from serve_apps.refusals import Refusal, unsupported
+from serve_apps.refusals import Refusal
 from serve_apps.requests import Job, read_chat, read_completion
 from serve_apps.responses import Endpoint, Head
 from serve_apps.runtime import Runtime, start_runtime
@@ -120,7 +120,9 @@ class TransformersServer:
         runtime = self._runtime
         embedder = runtime.embedder
         if embedder is None:
-            raise unsupported("/v1/embeddings", "serve the model with engine: transformers")
+            name = self._llm_config.model_id
+            message = f"{name} is served by an engine without embeddings; serve it with engine: transformers."
+            raise Refusal(message, param="model", code="unsupported_endpoint")
         runtime.engine.check_health()
         job = await asyncio.to_thread(read_embeddings, request, runtime.tokenizer, runtime.limits)
         async with self._lease(request) as (model, slot):

@@ -1,0 +1,52 @@
+"""Applications that answer over HTTP, each on a Ray of its own, for tests."""
+
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+import torch
+from ray import serve
+from tiny_models import tiny_llama_folder
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from serve_apps.app import build
+from serve_apps.args import ServeArgs
+
+
+@contextmanager
+def serving(args: ServeArgs) -> Iterator[str]:
+    """Yield the address of the application of `args`; nothing of it is left afterwards."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # Sockets live in the folder, and their paths must be short.
+    ray.init(num_cpus=2, include_dashboard=False, _temp_dir=f"/tmp/kj{port}", log_to_driver=False)
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.run(build(args), name="kajiya")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+        shutil.rmtree(f"/tmp/kj{port}", ignore_errors=True)
+
+
+def lively_tiny_folder(folder: Path) -> Path:
+    """Write a random model that does not repeat one token for ever, as the usual start does."""
+    tiny_llama_folder(folder)
+    model = tiny_base(folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4)
+    model.save_pretrained(folder)
+    return folder
+
+
+def tiny_base(folder: Path) -> PreTrainedModel:
+    """Load the model as transformers does."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model
