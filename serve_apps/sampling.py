@@ -140,9 +140,8 @@ class BatchSampler:
     """Stands where transformers keeps its list of logits processors, and knows the composition of each pass.
 
     transformers samples for the whole batch in one way, does not know temperature 0, and sorts the vocabulary for
-    every row as soon as one asks for top_k. So its own choice stays the argmax, and a row that samples gets Gumbel
-    noise on its filtered scores first: the argmax of log p + Gumbel is a draw from p (Gumbel-max trick,
-    arXiv:1411.0030). Each request has its own generator, so its draws do not depend on its neighbours.
+    every row as soon as one asks for top_k. So its own choice stays the argmax, and a row that samples has its token
+    drawn first and made the largest. Each request has its own generator, so its draws do not depend on its neighbours.
     """
 
     # What transformers reads of its own `ContinuousBatchingLogitsProcessorList`.

@@ -92,9 +92,10 @@ def _logit_bias(biases: dict[str, float], vocab_size: int) -> tuple[tuple[int, f
     if len(biases) > MAX_BIASES:
         raise Refusal(f"logit_bias has {len(biases)} tokens; give up to {MAX_BIASES}.", param="logit_bias")
     for token, bias in biases.items():
-        if not (token.isascii() and token.isdecimal() and int(token) < vocab_size):
+        if not (token.isascii() and token.isdecimal() and len(token) < 10 and int(token) < vocab_size):
             raise Refusal(
-                f"logit_bias has the token {token!r}; token ids are numbers below {vocab_size}.", param="logit_bias"
+                f"logit_bias has the token {token[:40]!r}; token ids are numbers below {vocab_size}.",
+                param="logit_bias",
             )
         in_range("logit_bias", bias, -100, 100)
     return tuple((int(token), bias) for token, bias in biases.items())

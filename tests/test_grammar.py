@@ -1,4 +1,5 @@
 import json
+from random import Random
 from typing import Annotated, Any
 
 import jsonschema
@@ -43,6 +44,9 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "$ref": "#/$defs/node",
     },
 }
+
+KEYWORDS = ["type", "properties", "items", "required", "enum", "const", "anyOf", "allOf", "$ref", "$defs", "minimum"]
+KEYWORDS += ["maxLength", "pattern", "format", "additionalProperties", "minItems", "not", "if", "x-guidance", "a"]
 
 
 def compiled(schema: dict[str, Any], tokenizer: PreTrainedTokenizerFast = TOKENIZER) -> CompiledGrammar:
@@ -143,6 +147,27 @@ def test_a_schema_that_cannot_be_kept_is_refused_with_the_reason(schema: dict[st
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+def any_value(random: Random, depth: int = 0) -> Any:
+    """JSON that looks like parts of a schema, seldom in the right place."""
+    words = ["type", "object", "string", "#", "#/$defs/a", "^a+$", "(", "", 0, -1, 1e308, 2**70, None, True, "\ud800"]
+    if depth > 4 or random.random() < 0.4:
+        return random.choice(words)
+    parts = [any_value(random, depth + 1) for _ in range(random.randrange(4))]
+    return parts if random.random() < 0.3 else dict(zip(random.choices(KEYWORDS, k=4), parts, strict=False))
+
+
+def test_whatever_is_sent_as_a_schema_is_bound_or_refused() -> None:
+    counts = {True: 0, False: 0}
+    for seed in range(500):
+        random = Random(seed)  # noqa: S311
+        try:
+            compiled({random.choice(KEYWORDS): any_value(random) for _ in range(random.randrange(3))}).start()
+            counts[True] += 1
+        except Refusal:
+            counts[False] += 1
+    assert min(counts.values()) > 25
 
 
 def test_nesting_without_end_is_refused() -> None:

@@ -69,6 +69,7 @@ def test_a_chat_asks_for_logprobs_with_two_fields_and_a_completion_with_one() ->
         ({"logit_bias": {"-1": 1}}, "logit_bias"),
         ({"logit_bias": {"the": 1}}, "logit_bias"),
         ({"logit_bias": {"²": 1}}, "logit_bias"),
+        ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
         ({"logit_bias": {"5": 100.5}}, "logit_bias"),
         ({"logit_bias": {"5": float("nan")}}, "logit_bias"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),

@@ -10,7 +10,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from serve_apps.scores import draw, nucleus, penalize, penalize_counts
+from serve_apps.scores import NUM_LIKELIEST, _place_of, draw, penalize, penalize_counts
 
 V = 1000
 
@@ -38,18 +38,34 @@ def test_temperature_divides_the_scores() -> None:
     assert counts[1] / 4000 == pytest.approx(torch.tensor([0.0, 1.0]).softmax(0)[1].item(), abs=0.024)
 
 
+def test_an_impossible_token_is_never_drawn() -> None:
+    logits = torch.full((V,), -torch.inf)
+    logits[[3, 700]] = 0.0
+    one = partial(draw, logits, generator(), temperature=1)
+    assert {one() for _ in range(200)} == {3, 700}
+    assert {one(top_k=5, top_p=0.9) for _ in range(200)} == {3, 700}
+
+
+@pytest.mark.parametrize(("share", "place"), [(0.0, 1), (0.49, 1), (0.5, 3), (0.99, 3), (1.0, 3)])
+def test_a_share_of_the_whole_has_one_place(share: float, place: int) -> None:
+    assert _place_of(torch.tensor([0.0, 0.5, 0.0, 0.5, 0.0]), share) == place
+
+
+@pytest.mark.parametrize("spread", [3.0, 0.5])
 @pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.999])
-def test_the_nucleus_is_that_of_transformers(top_p: float) -> None:
-    for seed in range(5):
-        kept, tokens = nucleus(scores(seed), None, top_p)
-        theirs = TopPLogitsWarper(top_p)(torch.zeros(1, 1, dtype=torch.long), scores(seed)[None])[0]
-        assert sorted(tokens.tolist()) == theirs.isfinite().nonzero().flatten().tolist()
-        assert torch.equal(kept, scores(seed)[tokens])
-
-
-def test_a_flat_distribution_has_a_nucleus_beyond_the_first_candidates() -> None:
-    _, tokens = nucleus(torch.zeros(V), None, 0.9)
-    assert len(tokens) == pytest.approx(900, abs=1)
+def test_the_nucleus_is_that_of_transformers(top_p: float, spread: float) -> None:
+    # at a spread of 0.5, half the probability is more tokens than are looked at first
+    logits = scores() / 3 * spread
+    filtered = TopPLogitsWarper(top_p)(torch.zeros(1, 1), logits[None])[0]
+    allowed = set(filtered.isfinite().nonzero().flatten().tolist())
+    assert (len(allowed) > NUM_LIKELIEST) is ((spread, top_p) in [(0.5, 0.5), (0.5, 0.9), (0.5, 0.999), (3.0, 0.999)])
+    one = partial(draw, logits, generator(), temperature=1, top_p=top_p)
+    counts = Counter(one() for _ in range(2000))
+    assert set(counts) <= allowed
+    expected = filtered.softmax(-1)
+    for token, probability in enumerate(expected.tolist()):
+        # five standard deviations of a binomial share
+        assert counts[token] / 2000 == pytest.approx(probability, abs=5 * (probability / 2000) ** 0.5 + 1e-3)
 
 
 def test_top_k_is_cut_before_top_p_as_in_transformers() -> None:
