@@ -3,6 +3,7 @@
 from typing import Any
 
 from ray import serve
+from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray.serve import Application
 from ray.serve.llm import LLMConfig, build_llm_deployment
 from ray.serve.llm.ingress import make_fastapi_ingress
@@ -72,13 +73,14 @@ def application(configs: list[LLMConfig], facts: dict[str, ModelFacts]) -> Appli
 def _options() -> dict[str, Any]:
     # One process, since it only passes on what the engines say in few and large pieces, and since a key's limits are
     # counted in it. It never scales to zero itself, or nobody would be there to wake a model. Ray's own are two
-    # replicas per model with a whole CPU each, which do not fit on a small machine.
+    # replicas per model with a whole CPU each, which do not fit on a small machine. On the head, where proxy and
+    # registry are: elsewhere it would keep a node with a GPU from going when its models do.
     return {
         "num_replicas": 1,
         "max_ongoing_requests": MAX_CONNECTIONS,
         "max_queued_requests": MAX_CONNECTIONS,
         "backpressure_config": {"retry_after_s": RETRY_AFTER_S},
         "graceful_shutdown_timeout_s": DRAIN_TIMEOUT_S,
-        "ray_actor_options": {"num_cpus": 0},
+        "ray_actor_options": {"num_cpus": 0, "resources": {HEAD_NODE_RESOURCE_NAME: 0.001}},
         "logging_config": LOGGING_CONFIG,
     }

@@ -8,7 +8,6 @@ from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
 from cluster.errors import UserError
 from serve_apps.args import ServeArgs
-from serve_apps.states import state_of, why_not_running
 
 APP_NAME = "kajiya"
 IMPORT_PATH = "serve_apps.app:build"
@@ -78,16 +77,16 @@ def _others(client: ServeSubmissionClient) -> list[dict[str, Any]]:
     return [a["deployed_app_config"] for n, a in applications.items() if n != APP_NAME and a["deployed_app_config"]]
 
 
+def _progress(app: dict[str, Any]) -> str:
+    """Return what Serve says of a deployment that takes long (what it waits for), else its word for the whole."""
+    deployments = app.get("deployments", {}).values()
+    messages = [d["message"] for d in deployments if d["status"] != "HEALTHY" and d.get("message")]
+    return " ".join(messages) or str(app.get("status", "STARTING")).lower().replace("_", " ")
+
+
 def _reason(status: dict[str, Any]) -> str:
     """Return the last line of Serve's message that says something: the exception of a traceback comes last."""
     messages = [status.get("message", "")]
     messages += [d.get("message", "") for d in status.get("deployments", {}).values()]
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
     return lines[-1] if lines else f"Ray Serve reports {status['status']} and no reason."
-def _progress(app: dict[str, Any]) -> str:
-    """Return what a deployment waits for, if it does for long, else Serve's word for the whole."""
-    states = [state_of(name.partition(":")[2], d) for name, d in app.get("deployments", {}).items()]
-    waiting = [why_not_running(state) for state in states if state.phase == "waiting"]
-    return ", ".join(waiting) or str(app.get("status", "STARTING")).lower().replace("_", " ")
-
-

@@ -21,6 +21,10 @@ class ModelFacts:
     """Requests in the batch of one replica."""
     max_loras: int
     """Adapters in the memory of one replica."""
+    num_gpus: float = 0.0
+    """GPUs of one replica, or its share of one; 0 on a CPU."""
+    accelerator_type: str | None = None
+    """The kind of GPU it is planned for, as Ray names it."""
     wake_timeout_s: float
     """How long a request may wait for a replica with room."""
 
@@ -36,5 +40,7 @@ def facts_of(plan: ServingPlan, wish: ModelArgs) -> ModelFacts:
         max_model_len=plan.max_model_len,
         max_num_seqs=plan.max_num_seqs,
         max_loras=plan.max_loras,
+        num_gpus=plan.num_gpus,
+        accelerator_type=plan.hardware.gpu.name if plan.hardware.gpu else None,
         wake_timeout_s=wish.wake_timeout_s,
     )

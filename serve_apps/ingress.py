@@ -45,7 +45,7 @@ class Ingress(OpenAiIngress):  # type: ignore[misc] # the constructor and routin
         super().__init__(llm_deployments, {name: {"max_model_len": f.max_model_len} for name, f in facts.items()})
         self._facts = facts
         self._versions = Versions(facts)
-        self._status = Status(self._default_serve_handles)
+        self._status = Status(self._default_serve_handles, facts)
 
     async def health(self) -> dict[str, str]:
         """Say that the application answers."""
@@ -122,7 +122,7 @@ class Ingress(OpenAiIngress):  # type: ignore[misc] # the constructor and routin
         # replica of ours loads any adapter in a moment, so a request goes where there is room.
         base = model_id.partition(":")[0]
         handle = super()._get_configured_serve_handle(base)
-        return PatientHandle(handle=handle, model=base, timeout_s=self._facts[base].wake_timeout_s)
+        return PatientHandle(handle=handle, facts=self._facts[base])
 
     async def _get_response(self, *, body: BaseModel, call_method: str, raw_request: Request) -> AsyncIterator[Any]:
         call = call_of(raw_request)

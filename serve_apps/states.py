@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.serve._private.common import DeploymentStatus
+from ray.serve._private.common import ReplicaState as Replica
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.handle import DeploymentHandle
+
+from serve_apps.facts import ModelFacts
 
 PLACEMENT_S = 5.0
 """A replica that is on no node after so long waits for room; Ray needs a second or two to start a process."""
@@ -79,7 +83,7 @@ def why_not_running(state: ModelState) -> str:
     return f"{state.model} is being loaded"
 
 
-async def model_states(handles: Mapping[str, DeploymentHandle]) -> list[ModelState]:
+async def model_states(handles: Mapping[str, DeploymentHandle], facts: Mapping[str, ModelFacts]) -> list[ModelState]:
     """Return the state of the models whose deployments `handles` (by model name) lead to."""
     controller = await asyncio.to_thread(ray.get_actor, SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
     details = await controller.get_serve_instance_details.remote()
@@ -88,45 +92,35 @@ async def model_states(handles: Mapping[str, DeploymentHandle]) -> list[ModelSta
         app = details["applications"].get(handle.app_name, {"deployments": {}})
         deployment = app["deployments"].get(handle.deployment_name)
         if deployment is not None:  # while an application starts, not all of them are there
-            states.append(state_of(model, deployment))
+            states.append(state_of(facts[model], deployment))
     return states
 
 
-def state_of(model: str, deployment: Mapping[str, Any]) -> ModelState:
+def state_of(facts: ModelFacts, deployment: Mapping[str, Any]) -> ModelState:
     """Return the state that one entry of the controller's `DeploymentDetails` describes."""
-    config = deployment["deployment_config"]
     replicas = tuple(
         ReplicaState(
-            replica_id=r["replica_id"], state=r["state"], node_ip=r.get("node_ip"), start_time_s=r["start_time_s"]
+            replica_id=r["replica_id"],
+            state=Replica(r["state"]).value,
+            node_ip=r.get("node_ip"),
+            start_time_s=r["start_time_s"],
         )
         for r in deployment["replicas"]
     )
     counts = Counter(replica.state for replica in replicas)
-    scaling = config.get("autoscaling_config") or {}
-    needs = _resources(config)
+    scaling = deployment["deployment_config"].get("autoscaling_config") or {}
+    target = deployment["target_num_replicas"]
     return ModelState(
-        model=model,
-        status=deployment["status"],
+        model=facts.name,
+        status=DeploymentStatus(deployment["status"]).value,
         message=deployment["message"],
         num_running=counts["RUNNING"],
         num_starting=sum(counts[state] for state in STARTING),
         num_stopping=sum(counts[state] for state in STOPPING),
-        target_num_replicas=deployment["target_num_replicas"],
-        min_replicas=scaling.get("min_replicas", deployment["target_num_replicas"]),
-        max_replicas=scaling.get("max_replicas", deployment["target_num_replicas"]),
-        num_gpus=needs.get("GPU", 0.0),
-        accelerator_type=next((n.partition(":")[2] for n in needs if n.startswith("accelerator_type:")), None),
+        target_num_replicas=target,
+        min_replicas=scaling.get("min_replicas", target),
+        max_replicas=scaling.get("max_replicas", target),
+        num_gpus=facts.num_gpus,
+        accelerator_type=facts.accelerator_type,
         replicas=replicas,
     )
-
-
-def _resources(config: Mapping[str, Any]) -> dict[str, float]:
-    """Return what one replica needs, under Ray's names: the sum of its placement group, or its actor's options."""
-    if bundles := config.get("placement_group_bundles"):
-        total: Counter[str] = Counter()
-        for bundle in bundles:
-            total.update(bundle)
-        return dict(total)
-    options = config.get("ray_actor_options") or {}
-    kind = options.get("accelerator_type")
-    return {"GPU": options.get("num_gpus") or 0.0} | ({f"accelerator_type:{kind}": 0.001} if kind else {})

@@ -9,6 +9,7 @@ import ray
 from ray.serve.handle import DeploymentHandle
 from starlette.responses import JSONResponse
 
+from serve_apps.facts import ModelFacts
 from serve_apps.states import ModelState, model_states
 
 MAX_AGE_S = 1.0
@@ -26,8 +27,9 @@ READY_PHASES = ("running", "asleep")
 class Status:
     """The state of the models behind `handles`, by model name."""
 
-    def __init__(self, handles: Mapping[str, DeploymentHandle]) -> None:
+    def __init__(self, handles: Mapping[str, DeploymentHandle], facts: Mapping[str, ModelFacts]) -> None:
         self._handles = handles
+        self._facts = facts
         self._lock = asyncio.Lock()
         self._states: list[ModelState] = []
         self._asked_s = float("-inf")
@@ -43,7 +45,7 @@ class Status:
     async def _model_states(self) -> list[ModelState]:
         async with self._lock:
             if time.monotonic() - self._asked_s > MAX_AGE_S:
-                self._states = await model_states(self._handles)
+                self._states = await model_states(self._handles, self._facts)
                 self._asked_s = time.monotonic()
             return self._states
 

@@ -8,6 +8,7 @@ from typing import Any, Self
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from serve_apps.facts import ModelFacts
 from serve_apps.refusals import Refusal
 from serve_apps.states import ModelState, model_states, why_not_running
 
@@ -26,8 +27,7 @@ class PatientHandle:
     """
 
     handle: DeploymentHandle
-    model: str
-    timeout_s: float
+    facts: ModelFacts
 
     def options(self, **options: Any) -> Self:
         """Return this handle with other options of Serve's."""
@@ -45,15 +45,17 @@ class PatientHandle:
         """
         try:
             response = self.handle.remote(*args)
-            async with asyncio.timeout(self.timeout_s):
+            async with asyncio.timeout(self.facts.wake_timeout_s):
                 # The wait alone, without the first token: an answer that takes long to begin is not cut off.
                 await response._fetch_future_result_async()
         except TimeoutError:
-            raise no_room(self.timeout_s, await model_states({self.model: self.handle})) from None
+            model = self.facts.name
+            states = await model_states({model: self.handle}, {model: self.facts})
+            raise no_room(self.facts.wake_timeout_s, states) from None
         except BackPressureError as error:
-            raise too_many(self.model, error) from None
+            raise too_many(self.facts.name, error) from None
         except DeploymentUnavailableError:
-            raise _failed(self.model) from None
+            raise _failed(self.facts.name) from None
         async for item in response:
             yield item
 

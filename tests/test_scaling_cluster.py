@@ -19,6 +19,7 @@ from fake_engine import FakeServer
 from ray import cloudpickle, serve
 from ray.cluster_utils import Cluster
 from ray.serve.llm import LLMConfig
+from ray.util.placement_group import placement_group_table
 
 from cluster.catalog import find
 from cluster.hardware import declared
@@ -47,6 +48,13 @@ def plan_on(gpu: str, *, name: str, max_num_seqs: int = 4) -> ServingPlan:
     return replace(plan, card=replace(plan.card, name=name))
 
 
+def split_over_four_t4s() -> ServingPlan:
+    card = find("qwen2.5-14b-instruct")
+    plan = plan_serving(card, declared(gpu="T4", num_gpus=4), engine="vllm", precision="fp16", max_num_seqs=4)
+    assert plan.tensor_parallel_size == 4
+    return replace(plan, card=replace(card, name="split"))
+
+
 def models() -> list[tuple[ServingPlan, ModelArgs, float]]:
     """Plan, wish and the seconds that a replica takes to start."""
     on_t4 = plan_on("T4", name="t4-model")
@@ -69,12 +77,15 @@ def models() -> list[tuple[ServingPlan, ModelArgs, float]]:
             ModelArgs(model="narrow", num_replicas=1, max_queued_requests=2),
             0,
         ),
+        (split_over_four_t4s(), ModelArgs(model="split", min_replicas=0, max_replicas=1), 0),
     ]
 
 
 def config_of(plan: ServingPlan, wish: ModelArgs, start_s: float) -> LLMConfig:
     config = llm_config_of(plan, wish)
-    options = dict(config.deployment_config)
+    assert config.server_cls is not None
+    options = config.server_cls.get_deployment_options(config)
+    options["ray_actor_options"].pop("runtime_env", None)  # vLLM's own environment takes long to set up
     if "autoscaling_config" in options:
         options["autoscaling_config"] = options["autoscaling_config"] | QUICK
     changes = {"server_cls": FakeServer, "deployment_config": options, "experimental_configs": {"start_s": start_s}}
@@ -99,7 +110,7 @@ def served(monkeypatch_module: pytest.MonkeyPatch) -> Iterator[Served]:
     cluster = Cluster(initialize_head=True, head_node_args=head)
     cloudpickle.register_pickle_by_value(fake_engine)  # the tests are not on the path of a replica
     try:
-        cluster.add_node(num_cpus=16, num_gpus=3, resources={"accelerator_type:T4": 3})
+        cluster.add_node(num_cpus=16, num_gpus=5, resources={"accelerator_type:T4": 5})
         ray.init(address=cluster.address, log_to_driver=False)
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         configs = [config_of(*model) for model in models()]
@@ -122,7 +133,8 @@ def served(monkeypatch_module: pytest.MonkeyPatch) -> Iterator[Served]:
 
 def state_of(model: str) -> ModelState:
     handle = serve.get_deployment_handle(f"FakeServer:{model}", "kajiya", _check_exists=False)
-    (state,) = asyncio.run(model_states({model: handle}))
+    facts = {plan.card.name: facts_of(plan, wish) for plan, wish, _ in models()}
+    (state,) = asyncio.run(model_states({model: handle}, facts))
     return state
 
 
@@ -160,6 +172,13 @@ def test_nothing_but_a_request_wakes_a_model(served: Served) -> None:
         assert (state.num_running, state.num_starting, state.target_num_replicas) == (0, 0, 0)
         assert state.phase == "asleep"
     assert (state_of("neighbour").num_running, state_of("neighbour").phase) == (1, "running")
+
+
+def test_the_ingress_is_on_the_head_and_holds_no_gpu_node(served: Served) -> None:
+    controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+    details = ray.get(controller.get_serve_instance_details.remote())
+    (ingress,) = details["applications"]["kajiya"]["deployments"]["Ingress"]["replicas"]
+    assert ingress["node_id"] == served.nodes["A100"]  # the head of this cluster
 
 
 async def load(served: Served, *, num_clients: int, until: Any, timeout_s: float) -> list[tuple[int, str]]:
@@ -218,8 +237,16 @@ def test_two_models_share_a_card_and_none_lands_on_another_kind(served: Served) 
     assert ray.available_resources()["accelerator_type:A100"] > 0.99  # a mark, not a resource that runs out
 
 
+def test_a_model_that_is_split_gets_all_its_cards_together(served: Served) -> None:
+    assert who(ask(served, "split"))["node"] == served.nodes["T4"]
+    (group,) = (g for g in placement_group_table().values() if g["state"] == "CREATED" and len(g["bundles"]) == 4)
+    assert all(bundle["GPU"] == 1 and "accelerator_type:T4" in bundle for bundle in group["bundles"].values())
+    assert set(group["bundles_to_node_id"].values()) == {served.nodes["T4"]}
+    assert state_of("split").num_gpus == 4
+
+
 def test_a_model_that_has_no_place_is_refused_in_time_and_says_what_it_waits_for(served: Served) -> None:
-    # Three T4s have room, the one A100 is shared already.
+    # A whole T4 is free, the one A100 is shared already.
     begin = time.monotonic()
     answer = ask(served, "big")
     assert 7 <= time.monotonic() - begin < 20
