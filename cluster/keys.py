@@ -38,6 +38,10 @@ class BrokenKey(UserError, ValueError):
     """A key's file that cannot be read."""
 
 
+class KeysUnusable(UserError, OSError):
+    """The store does not answer."""
+
+
 class KeyRecord(BaseModel):
     """One key, as it is kept."""
 
@@ -137,8 +141,15 @@ class KeyStore:
         return revoked
 
     def stamps(self) -> dict[str, tuple[int, int]]:
-        """Return when each key's file was changed and its size, by id: enough to see which have to be read again."""
-        files = self._store.files().items()
+        """Return when each key's file was changed and its size, by id: enough to see which have to be read again.
+
+        Raises:
+            KeysUnusable: the store does not answer.
+        """
+        try:
+            files = self._store.files().items()
+        except OSError as error:
+            raise self._unusable("read", error) from error
         return {match[1]: stamp for name, stamp in files if (match := FILE_PATTERN.fullmatch(name))}
 
     def read(self, key_id: str) -> KeyRecord:
@@ -168,10 +179,14 @@ class KeyStore:
         try:
             self._store.write_private(f"{record.id}.json", record.model_dump_json(indent=2).encode())
         except OSError as error:
-            raise UserError(
-                f"The keys at {self.root} cannot be written ({error.strerror or error}); set KAJIYA_HOME or "
-                "KAJIYA_KEYS to a place you can write."
-            ) from error
+            raise self._unusable("written", error) from error
+
+    def _unusable(self, done: str, error: OSError) -> KeysUnusable:
+        reason = error.strerror or type(error).__name__
+        return KeysUnusable(
+            f"The keys at {self.root} cannot be {done} ({reason}); set KAJIYA_HOME or KAJIYA_KEYS to a place where "
+            "they can."
+        )
 
 
 def split_token(token: str) -> tuple[str, str] | None:

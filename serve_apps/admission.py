@@ -9,6 +9,8 @@ from serve_apps.refusals import Refusal
 
 BYTES_PER_TOKEN = 4
 """Of a body: about what English takes, and Japanese (3 bytes a character) too. Only a guess until the engine counts."""
+UNEXPLAINED = frozenset({499, 500})
+"""A client that left, and a request that ended without an answer, which is what that looks like from inside."""
 DEFAULT_COMPLETION_TOKENS = 16
 """Of `/v1/completions` without `max_tokens` (OpenAI's API reference)."""
 
@@ -66,7 +68,7 @@ class Admission:
         nothing, and any other what it reserved: the engine says what it used at the end of a stream, so whoever
         leaves before has no less charged than whoever stays.
         """
-        is_refused = status >= 400 and status != 500
+        is_refused = status >= 400 and status not in UNEXPLAINED
         used = num_tokens or (0 if is_refused else self.num_reserved)
         self.quota.settle(reserved=self.num_reserved, used=used)
 

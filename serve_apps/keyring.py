@@ -1,19 +1,17 @@
 """The keys as the ingress knows them: read from their store every few seconds, never for a request."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 
 from cluster.errors import UserError
 from cluster.keys import BrokenKey, KeyRecord, KeyStore
+from serve_apps.log import logger
 
 REFRESH_S = 1.0
 """Age at which the keys are read again, while requests go on with those that are known."""
 STALE_S = 4.0
 """Age at which a request waits for them: a key that is revoked while nobody asks is refused at the next request."""
-
-logger = logging.getLogger(__name__)
 
 
 class KeysUnknown(UserError, OSError):
@@ -52,7 +50,7 @@ class Keyring:
         try:
             self._stamps, self._records = await asyncio.to_thread(self._changed)
         except OSError as error:
-            logger.warning("The keys at %s cannot be read (%s); those known go on.", self._store.root, error)
+            logger.warning("%s Until then, the keys that are known go on.", error)
             return
         self._is_known = True
         self._read_s = begin_s

@@ -13,7 +13,7 @@ from serve_apps.admission import Admission, most_answer_tokens
 from serve_apps.call import Call
 from serve_apps.facts import ModelFacts
 from serve_apps.ingress import Ingress
-from serve_apps.quotas import Quota
+from serve_apps.quotas import Bucket, Quota
 from serve_apps.refusals import Refusal
 from serve_apps.versions import Versions
 
@@ -37,6 +37,19 @@ from serve_apps.versions import Versions
 )
 def test_the_most_that_answers_may_have(fields: dict[str, Any], call_method: str, most: int) -> None:
     assert most_answer_tokens(fields, call_method, 1000) == most
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "status", "charged"),
+    [(7, 200, 7), (0, 200, 50), (0, 499, 50), (0, 500, 50), (0, 400, 0), (0, 403, 0), (0, 429, 0), (0, 503, 0)],
+)
+def test_only_what_was_refused_or_counted_is_given_back(num_tokens: int, status: int, charged: int) -> None:
+    bucket = Bucket(100, lambda: 0.0)
+    admission = Admission(key=None, quota=Quota(requests=None, tokens=bucket), num_body_bytes=40)
+    admission.reserve({"max_tokens": 40}, "chat", 1000)  # and 10 for the body
+    assert bucket.level == 50
+    admission.settle(num_tokens=num_tokens, status=status)
+    assert bucket.level == 100 - charged
 
 
 SIZES: dict[str, Any] = {"max_model_len": 64, "max_num_seqs": 2, "max_loras": 2, "wake_timeout_s": 1.0}

@@ -73,7 +73,10 @@ def test_a_body_that_trickles_in_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_body_that_is_cut_off_is_refused() -> None:
-    messages = [{"type": "http.disconnect"}, {"type": "http.request", "body": b"x", "more_body": True}]
+    messages: list[dict[str, object]] = [
+        {"type": "http.disconnect"},
+        {"type": "http.request", "body": b"x", "more_body": True},
+    ]
 
     async def receive() -> dict[str, object]:
         return messages.pop()
