@@ -22,11 +22,14 @@ from tiny_models import tiny_llama_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from cluster.catalog import find
+from cluster.keys import KeyStore
 from cluster.manifest import DataSource, Manifest
 from cluster.models.fingerprint import base_fingerprint
 from cluster.registry import Registry
+from cluster.scopes import parse_scopes
 from serve_apps.app import build
 from serve_apps.args import ModelArgs, ServeArgs
+from serve_apps.keyring import STALE_S
 
 SMOLLM2 = "smollm2-135m-instruct"
 QUESTIONS = [
@@ -93,9 +96,10 @@ def register(base: Path, folder: Path, *, name: str, seed: int, fingerprint: str
 
 @pytest.fixture(scope="module", autouse=True)
 def registry_of_the_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A registry without other tests' adapters; the replicas inherit the variable."""
+    """A registry without other tests' adapters, and no keys; the replicas inherit the variables."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KAJIYA_REGISTRY", str(tmp_path_factory.mktemp("registry")))
+        patch.setenv("KAJIYA_KEYS", str(tmp_path_factory.mktemp("keys")))
         yield
 
 
@@ -356,3 +360,37 @@ async def _read_one_line(http: httpx.AsyncClient, url: str, body: dict[str, Any]
         async for line in response.aiter_lines():
             assert json.loads(line.removeprefix("data: "))["object"] == "chat.completion.chunk"
             return
+
+
+@pytest.fixture
+def keys() -> Iterator[KeyStore]:
+    """The keys of the running application; without them it is open again."""
+    store = KeyStore.default()
+    yield store
+    for file in Path(store.root).iterdir():
+        file.unlink()
+    time.sleep(STALE_S)
+
+
+def test_a_running_endpoint_follows_its_keys(url: str, client: openai.OpenAI, keys: KeyStore, tiny: Path) -> None:
+    assert ask(client, "Hi", max_tokens=1).usage.completion_tokens == 1  # open on this machine
+    _, token = keys.create("tiny", scopes=parse_scopes([f"models:{tiny.name}"]), tokens_per_minute=1000)
+    time.sleep(STALE_S)
+    with pytest.raises(openai.AuthenticationError):
+        ask(client, "Hi", max_tokens=1)
+    ours = client.with_options(api_key=token)
+    with pytest.raises(openai.PermissionDeniedError):
+        ask(ours, "Hi", max_tokens=1)
+    assert [model.id for model in ours.models.list()] == [tiny.name]
+    raw = ours.chat.completions.with_raw_response.create(
+        model=tiny.name, messages=[{"role": "user", "content": "Hi"}], max_tokens=10, temperature=0
+    )
+    assert 700 < int(raw.headers["x-ratelimit-remaining-tokens"]) < 990
+    ask_all = {"max_tokens": 120, "n": 2, "extra_body": {"ignore_eos": True}}
+    with pytest.raises(openai.RateLimitError) as refused:  # after three times 240 tokens and what the questions take
+        [ask(ours, "a", model=tiny.name, **ask_all) for _ in range(5)]
+    assert 0 < int(refused.value.response.headers["retry-after"]) <= 60
+    keys.revoke("tiny")
+    time.sleep(STALE_S)
+    with pytest.raises(openai.AuthenticationError):
+        list(ours.models.list())
