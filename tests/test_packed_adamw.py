@@ -105,3 +105,17 @@ def test_clipping_looks_at_one_adapter_at_a_time() -> None:
     # a fifth of the first; the second is within its bound
     assert parameters[0].grad[:, 0, 0].tolist() == pytest.approx([0.6, 0.3], abs=1e-5)
     assert parameters[1].grad[:, 1].tolist() == pytest.approx([0.8, 0.4], abs=1e-5)
+
+
+def test_an_adapter_that_rests_goes_on_as_if_nobody_had_worked_meanwhile() -> None:
+    rested, twin = (nn.Parameter(gradients(9, (2, 6))) for _ in range(2))
+    ours, theirs = PackedAdamW([rested], num_slots=2), PackedAdamW([twin], num_slots=2)
+    for optimizer, parameter, rests in ((ours, rested, {2, 3}), (theirs, twin, set())):
+        step_of_first = 0
+        for step in range(8 if rests else 6):
+            parameter.grad = gradients(step, (2, 6))
+            parameter.grad[0] = 0.0 if step in rests else gradients(100 + step_of_first, (6,))
+            optimizer.param_groups[0] |= {"lr": [0.1, 0.2], "active": [step not in rests, True]}
+            optimizer.step()
+            step_of_first += step not in rests
+    assert torch.equal(rested[0], twin[0])

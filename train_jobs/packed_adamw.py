@@ -46,24 +46,30 @@ class PackedAdamW(torch.optim.Optimizer):
             coefficients = _coefficients(group)
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, coefficients, betas=group["betas"], eps=group["eps"])
+                    self._update(parameter, coefficients, group["active"], betas=group["betas"], eps=group["eps"])
 
     def _update(
         self,
         parameter: nn.Parameter,
-        grad: torch.Tensor,
         coefficients: torch.Tensor,
+        active: Sequence[bool],
         *,
         betas: tuple[float, float],
         eps: float,
     ) -> None:
-        state = self.state[parameter]
+        grad, state = parameter.grad, self.state[parameter]
+        assert grad is not None
         if not state:
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
-        # A resting adapter has no gradient; that its moments fade does not matter, as it starts anew or not at all.
-        exp_avg = state["exp_avg"].lerp_(grad, 1 - betas[0])
-        exp_avg_sq = state["exp_avg_sq"].mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1])
+        new = 1 - betas[0], 1 - betas[1]
+        if all(active):
+            exp_avg = state["exp_avg"].lerp_(grad, new[0])
+            exp_avg_sq = state["exp_avg_sq"].mul_(betas[1]).addcmul_(grad, grad, value=new[1])
+        else:  # the moments of a resting adapter must not fade: it may go on
+            on = torch.tensor(active).to(parameter).view(-1, *[1] * (parameter.dim() - 1))
+            exp_avg = state["exp_avg"].lerp_(grad, on * new[0])
+            exp_avg_sq = state["exp_avg_sq"].lerp_(grad.square(), on * new[1])
         shape = (3, -1, *[1] * (parameter.dim() - 1))
         step_size, root_correction, decay = coefficients.to(parameter).view(shape)
         denominator = exp_avg_sq.sqrt().div_(root_correction).add_(eps)

@@ -1,0 +1,118 @@
+"""Trials that share one base: each equals its run alone, whoever else comes, goes or diverges."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_pack import adapter, job_of, losses_of, pack_of, running
+from tiny_models import tiny_llama_folder
+
+from cluster.catalog import find
+from cluster.model_card import ModelCard
+from cluster.models.bank import AdapterBank
+from cluster.models.base import load_base
+from train_jobs.evaluate import evaluate
+from train_jobs.job import AdapterJob
+from train_jobs.pack import PackSize
+from train_jobs.step import train_step
+from tune_spaces.pack_worker import PackWorker
+from tune_spaces.trial import DIVERGED_LOSS
+
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory: pytest.TempPathFactory) -> ModelCard:
+    return find(str(tiny_llama_folder(tmp_path_factory.mktemp("models") / "tiny")))
+
+
+def worker_of(card: ModelCard, *, num_slots: int, accumulation: int = 1) -> PackWorker:
+    job = replace(job_of(card, accumulation=accumulation), adapters=())
+    size = PackSize(num_slots=num_slots, max_r=8, target_modules=LINEARS)
+    return PackWorker(job, size, reduction_factor=2)
+
+
+def held_out_alone(card: ModelCard, run: AdapterJob, *, num_steps: int) -> float:
+    pack = pack_of(job_of(card, run))
+    for step in range(num_steps):
+        train_step(pack, running(pack, step))
+    return evaluate(pack, None, slot=0).loss  # type: ignore[arg-type]  # no questions, so no tokenizer
+
+
+def test_trials_that_come_and_go_equal_their_runs_alone(card: ModelCard) -> None:
+    runs = [adapter(1, r=4), adapter(2, r=8, dropout=0.2, lr=3e-3), adapter(3, r=2, lr=3e-2), adapter(4, r=4, lr=1e-3)]
+    expected = {(i, n): held_out_alone(card, runs[i], num_steps=n) for i in range(4) for n in (3, 8)}
+    worker = worker_of(card, num_slots=3)
+
+    def search(index: int) -> list[float]:
+        name, run = f"trial-{index}", runs[index]
+        assert worker.enter(name, run)
+        losses: list[float] = []
+        # the second trial is stopped at its first rung, as a scheduler does; the fourth takes its slot
+        for until in (3,) if index == 1 else (3, 8):
+            report = worker.advance(name, until)
+            assert report.step == until
+            assert report.held_out_loss == pytest.approx(expected[index, until], abs=1e-5)
+            losses += report.losses
+        if index == 1:
+            worker.leave(name)
+            return [*losses, *search(3)]
+        return losses
+
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(search, range(3)))
+    alone = [[loss for (loss,) in losses_of(job_of(card, run))] for run in runs]
+    assert found[0] == pytest.approx(alone[0], abs=1e-5)
+    assert found[1] == pytest.approx([*alone[1][:3], *alone[3]], abs=1e-5)
+    assert found[2] == pytest.approx(alone[2], abs=1e-5)
+
+
+def test_a_full_worker_takes_no_more_and_a_freed_slot_is_given_again(card: ModelCard) -> None:
+    worker = worker_of(card, num_slots=1)
+    assert worker.enter("a", adapter(1))
+    assert not worker.enter("b", adapter(2))
+    assert worker.free_slots() == 0
+    worker.leave("a")
+    worker.leave("a")
+    assert worker.enter("b", adapter(2))
+
+
+def test_a_trial_goes_on_in_another_worker_as_if_nothing_had_happened(card: ModelCard) -> None:
+    run = adapter(5, r=4, dropout=0.1)
+    first, second = worker_of(card, num_slots=2), worker_of(card, num_slots=2)
+    first.enter("x", run)
+    begun = first.advance("x", 4)
+    second.enter("other", adapter(6))
+    second.enter("x", run, first.state("x"))
+    ended = second.advance("x", 8)
+    alone = [loss for (loss,) in losses_of(job_of(card, run))]
+    assert [*begun.losses, *ended.losses] == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_trial_that_diverges_ends_at_once_and_disturbs_nobody(card: ModelCard) -> None:
+    calm, hot = adapter(1), replace(adapter(2, lr=1e30), num_warmup_steps=0, max_grad_norm=1e30)
+    worker = worker_of(card, num_slots=2)
+    worker.enter("calm", calm)
+    worker.enter("hot", hot)
+    with ThreadPoolExecutor(2) as pool:
+        calm_report, hot_report = pool.map(lambda name: worker.advance(name, 8), ("calm", "hot"))
+    assert hot_report.held_out_loss == DIVERGED_LOSS
+    assert hot_report.step < 8
+    alone = [loss for (loss,) in losses_of(job_of(card, calm))]
+    assert calm_report.losses == pytest.approx(alone, abs=1e-5)
+
+
+def test_what_a_worker_gives_back_is_a_peft_adapter(card: ModelCard, tmp_path: Path) -> None:
+    worker = worker_of(card, num_slots=1)
+    worker.enter("a", adapter(1, r=4))
+    worker.advance("a", 2)
+    for name, content in worker.adapter_files("a").items():
+        (tmp_path / name).write_bytes(content)
+    bank = AdapterBank(load_base(card, precision="fp32").model, num_slots=1, max_r=4, target_modules=LINEARS)
+    assert bank.load_slot(0, tmp_path).r == 4
+
+
+def test_a_base_that_cannot_be_loaded_is_told_to_whoever_asks(card: ModelCard, tmp_path: Path) -> None:
+    with pytest.raises((OSError, ValueError), match="absent"):
+        worker_of(replace(card, model_id=str(tmp_path / "absent")), num_slots=1)

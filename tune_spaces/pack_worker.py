@@ -1,0 +1,197 @@
+"""A Ray actor that holds one base and trains the trials in its slots together.
+
+K = slots.
+"""
+
+import queue
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from transformers.utils.logging import disable_progress_bar
+
+from cluster.models.base import load_base
+from train_jobs.evaluate import Evaluation, evaluate, held_out_losses
+from train_jobs.job import AdapterJob, TrainJob
+from train_jobs.pack import PackSize, build_pack
+from train_jobs.step import train_step
+from tune_spaces.halving import release_order
+from tune_spaces.trial import DIVERGED_LOSS, Trial, TrialReport
+from tune_spaces.trial_state import TrialState, put_state, take_state
+
+Result = TypeVar("Result")
+IDLE_S = 3600.0
+GRACE_S = 0.5
+"""How long a step waits for trials on which Ray Tune is deciding: full packs are worth it, a slow driver is not."""
+
+
+class PackWorker:
+    """One thread owns the pack; calls from trials hand it work and wait. Run it with a concurrency of 2 K + 2."""
+
+    def __init__(self, job: TrainJob, size: PackSize, *, reduction_factor: int) -> None:
+        self._job = job
+        self._size = size
+        self._reduction_factor = reduction_factor
+        self._work: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+        self._trials: dict[str, Trial] = {}
+        self._arrived: deque[tuple[Trial, TrialReport]] = deque()
+        """Trials at their rung whose report has yet to be released."""
+        self._released_s = 0.0
+        threading.Thread(target=self._own, daemon=True, name="pack").start()
+        self._call(lambda: None)
+
+    def free_slots(self) -> int:
+        """Return how many more trials fit."""
+        return self._size.num_slots - len(self._trials)
+
+    def enter(self, trial_id: str, adapter: AdapterJob, state: TrialState | None = None) -> bool:
+        """Give a trial a slot, from its start or from `state`; False when there is none left."""
+        return self._call(lambda: self._enter(trial_id, adapter, state))
+
+    def leave(self, trial_id: str) -> None:
+        """Free the trial's slot; a trial that is not here is no problem."""
+        self._call(lambda: self._leave(trial_id))
+
+    def advance(self, trial_id: str, until: int) -> TrialReport:
+        """Train the trial together with all others up to its step `until`, and return how it does."""
+        waiting: Future[TrialReport] = Future()
+        self._call(lambda: self._ask(trial_id, until, waiting))
+        return waiting.result()
+
+    def evaluation(self, trial_id: str | None) -> Evaluation:
+        """Return held-out loss and answers of a trial, or of the bare base."""
+        return self._call(
+            lambda: evaluate(self._pack, self._tokenizer, slot=self._trials[trial_id].slot if trial_id else None)
+        )
+
+    def state(self, trial_id: str) -> TrialState:
+        """Return all that `enter` needs to go on with the trial elsewhere."""
+        return self._call(lambda: self._state(self._trials[trial_id]))
+
+    def adapter_files(self, trial_id: str) -> dict[str, bytes]:
+        """Return the trial's adapter as the files of PEFT's format."""
+        return self._call(lambda: self._adapter_files(self._trials[trial_id].slot))
+
+    def _call(self, function: Callable[[], Result]) -> Result:
+        done: Future[Result] = Future()
+        self._work.put((function, done))
+        return done.result()
+
+    def _own(self) -> None:
+        try:
+            self._load()
+        except BaseException as error:
+            while True:
+                self._work.get()[1].set_exception(error)
+        while True:
+            self._do_work()
+            self._release()
+            steps = {t.slot: t.done for t in self._trials.values() if t.waiting is not None and t.done < t.until}
+            if steps:
+                self._step(steps)
+
+    def _load(self) -> None:
+        torch.set_num_threads(self._job.num_threads)
+        disable_progress_bar()
+        job = self._job
+        dtype = getattr(torch, job.compute_dtype)
+        accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(), gradient_accumulation_steps=job.gradient_accumulation_steps
+        )
+        base = load_base(job.card, precision=job.precision, compute_dtype=dtype, device=accelerator.device)
+        self._tokenizer = base.tokenizer
+        self._pack = build_pack(job, base.model, accelerator, pad_token_id=base.tokenizer.pad_token_id, size=self._size)
+
+    def _do_work(self) -> None:
+        """Do what is asked for; wait while nothing trains, and for a moment for trials that are being decided on."""
+        patience_s = self._patience_s()
+        while True:
+            try:
+                function, done = self._work.get(timeout=patience_s) if patience_s else self._work.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                done.set_result(function())
+            except BaseException as error:
+                done.set_exception(error)
+            self._release()
+            patience_s = self._patience_s()
+
+    def _patience_s(self) -> float | None:
+        if any(t.waiting is not None and t.done < t.until for t in self._trials.values()):
+            return GRACE_S if self._is_deciding() else 0
+        return GRACE_S if self._arrived else IDLE_S
+
+    def _is_deciding(self) -> bool:
+        return any(trial.waiting is None for trial in self._trials.values())
+
+    def _release(self) -> None:
+        """Let the next trial at its rung report, once the one before has got its answer or is late."""
+        is_late = time.monotonic() - self._released_s > GRACE_S
+        if self._arrived and (is_late or not self._is_deciding()):
+            trial, report = self._arrived.popleft()
+            waiting, trial.waiting = trial.waiting, None
+            self._released_s = time.monotonic()
+            if waiting is not None:
+                waiting.set_result(report)
+
+    def _step(self, steps: dict[int, int]) -> None:
+        trials = {trial.slot: trial for trial in self._trials.values()}
+        try:
+            made = train_step(self._pack, steps)
+        except (RuntimeError, ArithmeticError) as error:  # out of memory, above all
+            for slot in steps:
+                waiting, trials[slot].waiting = trials[slot].waiting, None
+                if waiting is not None:
+                    waiting.set_exception(error)
+            return
+        for slot, loss in zip(made.slots, made.losses, strict=True):
+            trials[slot].note(loss, num_tokens=made.num_tokens // len(made.slots))
+        arrived = [trials[slot] for slot in made.slots if trials[slot].is_at_rung]
+        if arrived:
+            self._arrive(arrived)
+
+    def _arrive(self, trials: Sequence[Trial]) -> None:
+        sound = [trial for trial in trials if trial.losses[-1] < DIVERGED_LOSS]
+        losses = dict(zip((t.slot for t in sound), held_out_losses(self._pack, [t.slot for t in sound]), strict=True))
+        held_out = [min(losses.get(trial.slot, DIVERGED_LOSS), DIVERGED_LOSS) for trial in trials]
+        for index in release_order(held_out, reduction_factor=self._reduction_factor):
+            self._arrived.append((trials[index], trials[index].report(held_out[index])))
+
+    def _enter(self, trial_id: str, adapter: AdapterJob, state: TrialState | None) -> bool:
+        taken = {trial.slot for trial in self._trials.values()}
+        free = [slot for slot in range(self._size.num_slots) if slot not in taken]
+        if not free:
+            return False
+        self._pack.enter(free[0], adapter)
+        trial = Trial(slot=free[0])
+        if state is not None:
+            put_state(self._pack, free[0], state)
+            trial.done = state.done
+        self._trials[trial_id] = trial
+        return True
+
+    def _leave(self, trial_id: str) -> None:
+        if trial := self._trials.pop(trial_id, None):
+            self._arrived = deque(entry for entry in self._arrived if entry[0] is not trial)
+            self._pack.leave(trial.slot)
+
+    def _ask(self, trial_id: str, until: int, waiting: "Future[TrialReport]") -> None:
+        trial = self._trials[trial_id]
+        trial.until, trial.waiting = until, waiting
+
+    def _state(self, trial: Trial) -> TrialState:
+        return take_state(self._pack, trial.slot, done=trial.done)
+
+    def _adapter_files(self, slot: int) -> dict[str, bytes]:
+        card = self._job.card
+        with tempfile.TemporaryDirectory() as name:
+            self._pack.bank.save_slot(slot, Path(name), base_model_name_or_path=card.model_id, revision=card.revision)
+            return {path.name: path.read_bytes() for path in Path(name).iterdir()}

@@ -1,0 +1,55 @@
+"""A trial in a slot of a pack, and what it reports."""
+
+import math
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+DIVERGED_LOSS = 1e9
+"""Stands for infinity and for what is no number; schedulers and searchers cannot compare those."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialReport:
+    """What a trial has reached."""
+
+    step: int
+    """Optimizer steps done."""
+    held_out_loss: float
+    """`DIVERGED_LOSS` when the training loss is no number any more."""
+    losses: tuple[float, ...]
+    """Of the steps since the report before."""
+    num_tokens: int
+    """Trained on since the report before, prompts included."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Trial:
+    """One trial in a slot."""
+
+    slot: int
+    done: int = 0
+    """Optimizer steps."""
+    until: int = 0
+    losses: list[float] = field(default_factory=list)
+    num_tokens: int = 0
+    waiting: "Future[TrialReport] | None" = None
+    """Whoever asked for steps; None while Ray Tune decides what becomes of the trial."""
+
+    @property
+    def is_at_rung(self) -> bool:
+        """Return whether it has made the steps it was asked for, or cannot go on."""
+        return self.done >= self.until or self.losses[-1] >= DIVERGED_LOSS
+
+    def note(self, loss: float, *, num_tokens: int) -> None:
+        """Count one step; a loss that is no number ends the trial."""
+        self.done += 1
+        self.num_tokens += num_tokens
+        self.losses.append(loss if math.isfinite(loss) else DIVERGED_LOSS)
+        if self.losses[-1] == DIVERGED_LOSS:
+            self.until = self.done
+
+    def report(self, held_out_loss: float) -> TrialReport:
+        """Return what was reached since the report before."""
+        losses, self.losses = tuple(self.losses), []
+        num_tokens, self.num_tokens = self.num_tokens, 0
+        return TrialReport(step=self.done, held_out_loss=held_out_loss, losses=losses, num_tokens=num_tokens)

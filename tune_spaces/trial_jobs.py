@@ -1,0 +1,39 @@
+"""From one point of a space to the adapter that is trained for it."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from cluster.memory import num_lora_parameters
+from cluster.plan import TrainingPlan
+from train_jobs.job import AdapterJob
+from tune_spaces.spaces import ATTENTION
+from tune_spaces.values import Choice, Space
+
+SPEC_FIELDS = ("r", "lora_alpha", "lora_dropout", "use_rslora")
+RUN_FIELDS = ("learning_rate", "weight_decay", "lr_scheduler_type", "seed")
+
+
+def adapter_job(default: AdapterJob, config: Mapping[str, Any]) -> AdapterJob:
+    """Return `default`, the job of the plan itself, with what `config` says."""
+    spec = replace(default.spec, **{field: config[field] for field in SPEC_FIELDS if field in config})
+    if config.get("targets") == "attention":
+        spec = replace(spec, target_modules=attention_of(spec.target_modules))
+    return replace(default, spec=spec, **{field: config[field] for field in RUN_FIELDS if field in config})
+
+
+def attention_of(target_modules: tuple[str, ...]) -> tuple[str, ...]:
+    """Return those of `target_modules` that belong to attention."""
+    return tuple(target for target in target_modules if target in ATTENTION)
+
+
+def largest_r(space: Space, default: AdapterJob) -> int:
+    """Return the largest rank that a trial may have."""
+    values = space.get("r")
+    return int(max(values.values)) if isinstance(values, Choice) else default.spec.r  # type: ignore[arg-type]
+
+
+def adapter_bytes(plan: TrainingPlan, *, r: int) -> int:
+    """Return what one trial adds to the base: fp32 value, gradient and two Adam moments of each adapter weight."""
+    assert plan.lora is not None
+    return 16 * num_lora_parameters(plan.card, r=r, target_modules=plan.lora.target_modules)
