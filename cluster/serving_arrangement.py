@@ -63,6 +63,7 @@ def first_load(
         kv_cache_tokens=0,
         max_loras=num_adapters_wanted(card, wishes),
         max_lora_rank=min(r for r in VLLM_LORA_RANKS if r >= rank),
+        on_cpu=hardware.gpu is None,
     )
 
 

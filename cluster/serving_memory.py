@@ -37,6 +37,7 @@ class ServingLoad:
     kv_cache_tokens: int
     max_loras: int
     max_lora_rank: int
+    on_cpu: bool
 
 
 def block_tokens(engine: Engine) -> int:
@@ -60,11 +61,13 @@ def serving_table(load: ServingLoad, *, device: str, available_bytes: int) -> Me
     cache = kv_cache_bytes(card, num_tokens=tokens, bytes_per_value=value_bytes)
     weights = weights_bytes(card, load.precision, dtype)
     over = f" / {split} GPUs" if split > 1 else ""
+    head = packed_head_bytes(load)
     return MemoryTable(
         device=device,
         available_bytes=available_bytes,
         items=(
             MemoryItem(name="weights", num_bytes=-(-weights // split), formula=f"{load.precision}{over}"),
+            *([MemoryItem(name="packed head", num_bytes=head, formula="vocabulary x hidden, fp32")] if head else []),
             MemoryItem(
                 name="KV cache",
                 num_bytes=-(-cache // split),
@@ -86,6 +89,15 @@ def serving_table(load: ServingLoad, *, device: str, available_bytes: int) -> Me
             MemoryItem(name="process", num_bytes=PROCESS_BYTES, formula="libraries, context, workspaces"),
         ),
     )
+
+
+def packed_head_bytes(load: ServingLoad) -> int:
+    """Return vocabulary x hidden x 4 bytes where the head shares the embedding's table and is held a second time.
+
+    Our engine repacks float32 linear layers on a CPU. Others give up their rows; a tied table is also looked up by row.
+    """
+    is_copied = load.on_cpu and load.engine == "transformers" and load.card.tie_word_embeddings
+    return load.card.vocab_size * load.card.hidden_size * 4 if is_copied and load.compute_dtype == "float32" else 0
 
 
 def cache_capacity(load: ServingLoad, *, available_bytes: int) -> int:

@@ -59,8 +59,7 @@ class Pass:
     """One forward pass, as all layers see it."""
 
     cache: PagedAttentionCache
-    write_arguments: dict[str, Any]
-    """What `PagedAttentionCache.update` reads besides keys and values; it changes its copy."""
+    write_index: torch.Tensor  # [T]: where in the cache the keys and values of the pass go
     layout: Layout
 
 
@@ -82,12 +81,8 @@ class PerRequestAttention:
         (bounds_k,) = kwargs["cu_seq_lens_k"].values()
         dtype = kwargs["cache"].dtype
         layout = lay_out(kwargs["cu_seq_lens_q"].tolist(), bounds_k.tolist(), read_index, dtype)
-        names = ("cu_seq_lens_k", "max_length_k", "write_index")
-        self._pass = Pass(
-            cache=kwargs["cache"],
-            write_arguments={name: kwargs[name] for name in names} | {"read_index": [layout.read_index]},
-            layout=layout,
-        )
+        (write_index,) = kwargs["write_index"]
+        self._pass = Pass(cache=kwargs["cache"], write_index=write_index, layout=layout)
 
     def __call__(
         self,
@@ -104,13 +99,19 @@ class PerRequestAttention:
         now = self._pass
         if now is None:
             raise RuntimeError("this attention runs inside continuous batching only")
-        keys, values = now.cache.update(key, value, module.layer_idx, dict(now.write_arguments))  # [1, H / G, S, D]
+        # What `PagedAttentionCache.update` does, without its bookkeeping in every layer.
+        allocator = now.cache.layer_to_allocator[module.layer_idx]
+        new = (x[0].transpose(0, 1) for x in (key, value))  # [T, H / G, D] each
+        index = now.layout.read_index
+        keys, values = allocator.update(*new, module.layer_idx, index, now.write_index)  # [S, H / G, D]
+        if len(now.layout.parts) == 1 and isinstance(now.layout.parts[0], Decoding):
+            return _decode(now.layout.parts[0], query[0].transpose(0, 1), keys, values, scaling)[None], None
         output = torch.empty_like(query.transpose(1, 2))
         for part in now.layout.parts:
             if isinstance(part, Decoding):
-                _decode(part, query, keys, values, scaling, output)
+                output[0, part.rows] = _decode(part, query[0][:, part.rows].transpose(0, 1), keys, values, scaling)
             else:
-                _prefill(part, query, keys, values, scaling, output)
+                output[:, part.rows] = _prefill(part, query[:, :, part.rows], keys, values, scaling)
         return output, None
 
 
@@ -179,43 +180,37 @@ def _causal_mask(num_new: int, num_cached: int, device: torch.device, dtype: tor
 
 def _decode(
     part: Decoding,
-    query: torch.Tensor,
+    query: torch.Tensor,  # [B, H, D]
     keys: torch.Tensor,
     values: torch.Tensor,
     scaling: float | None,
-    out: torch.Tensor,
-) -> None:
+) -> torch.Tensor:
+    """Return the attention output [B, H, D]."""
     num, num_kv, size = len(part.rows), keys.shape[1], query.shape[-1]
-    is_all = num == query.shape[2]
-    chosen = query[0].transpose(0, 1) if is_all else query[0][:, part.rows].transpose(0, 1)  # [B, H, D]
     # A decoding token sees all of its request, so the G heads of a key/value head are G rows of one product.
-    chosen = chosen.reshape(num, num_kv, -1, size)  # [B, H / G, G, D]
+    grouped = query.reshape(num, num_kv, -1, size)  # [B, H / G, G, D]
     shape = (num, part.num_cached, num_kv, size)
-    key, value = (x[0].transpose(0, 1)[part.keys].view(shape).transpose(1, 2) for x in (keys, values))
-    mask = None if part.mask is None else part.mask.expand(-1, -1, chosen.shape[2], -1)
-    result = scaled_dot_product_attention(chosen, key, value, attn_mask=mask, scale=scaling)
-    flat = result.reshape(num, -1, size)
-    if is_all:
-        out[0] = flat
-    else:
-        out[0, part.rows] = flat
+    key, value = (x[part.keys].view(shape).transpose(1, 2) for x in (keys, values))
+    mask = None if part.mask is None else part.mask.expand(-1, -1, grouped.shape[2], -1)
+    result = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
+    return result.reshape(num, -1, size)
 
 
 def _prefill(
     part: Prompt,
-    query: torch.Tensor,
+    query: torch.Tensor,  # [1, H, T, D]
     keys: torch.Tensor,
     values: torch.Tensor,
     scaling: float | None,
-    out: torch.Tensor,
-) -> None:
-    result = scaled_dot_product_attention(
-        query[:, :, part.rows],
-        keys[:, :, part.keys],
-        values[:, :, part.keys],
+) -> torch.Tensor:
+    """Return the attention output [1, T, H, D]."""
+    key, value = (x[part.keys].transpose(0, 1)[None] for x in (keys, values))  # [1, H / G, S, D] each
+    return scaled_dot_product_attention(
+        query,
+        key,
+        value,
         attn_mask=part.mask,
         is_causal=part.mask is None,
         scale=scaling,
-        enable_gqa=query.shape[1] != keys.shape[1],
-    )
-    out[:, part.rows] = result.transpose(1, 2)
+        enable_gqa=query.shape[1] != key.shape[1],
+    ).transpose(1, 2)

@@ -13,6 +13,8 @@ from cluster.registry import Registry
 from serve_apps.adapters import AdapterSlots, BankLoader
 from serve_apps.embeddings import Embedder
 from serve_apps.engine import Engine, EngineLimits
+from serve_apps.fused_layer import fuse_layers
+from serve_apps.packed_linear import pack_linears
 from serve_apps.replica_metrics import EngineMetrics, MeteredLoader
 from serve_apps.requests import ModelLimits, default_sampling
 from serve_apps.token_engine import TokenEngine
@@ -54,6 +56,8 @@ def start_runtime(plan: ServingPlan) -> Runtime:
         max_batch_tokens=plan.max_batch_tokens,
         kv_cache_tokens=plan.kv_cache_tokens,
     )
+    fuse_layers(base.model)
+    pack_linears(base.model)
     engine = Engine(base.model, limits)
     engine.start()
     EngineMetrics(engine, plan.card.name).start()

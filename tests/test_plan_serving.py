@@ -16,6 +16,7 @@ BY_SIZE = {
     "elyza-japanese-llama-2-7b-instruct": "medium",
     "qwen2.5-14b-instruct": "medium",
 }
+TIED = {"smollm2-135m-instruct", "japanese-gpt2-small"}
 CPU = declared(gpu=None, num_cpus=2, ram_bytes=24 * GIB)
 DOES_NOT_FIT = {
     # one sequence of 512 tokens and no adapter, in GiB: 33.6 | 38.6 | 79.0; 0.92 of 22.5, 40 and 80 GiB is there
@@ -51,6 +52,8 @@ def hand_sum(plan: ServingPlan, *, tokens: int, streams: int) -> dict[str, float
 
 def assert_matches_hand(plan: ServingPlan) -> None:
     by_hand = hand_sum(plan, tokens=plan.kv_cache_tokens, streams=plan.max_num_seqs)
+    if plan.hardware.gpu is None and plan.card.name in TIED:
+        by_hand["packed head"] = FACTS[plan.card.name].vocab * FACTS[plan.card.name].h * 4
     assert {item.name: item.num_bytes for item in plan.memory.items} == pytest.approx(by_hand, abs=64)
     assert plan.memory.total_bytes == pytest.approx(sum(by_hand.values()), abs=256)
     assert plan.memory.total_bytes <= plan.memory.available_bytes
@@ -121,6 +124,15 @@ def test_what_fits_on_a_cpu_computes_in_fp32(name: str) -> None:
     assert (plan.engine, plan.compute_dtype, plan.num_gpus, plan.replicas_per_node) == ("transformers", "float32", 0, 1)
     assert plan.memory.available_bytes == int(0.8 * 24 * GIB)
     assert_matches_hand(plan)
+
+
+def test_a_tied_head_is_held_twice_on_a_cpu_only() -> None:
+    # 49,152 tokens x 576 values x 4 bytes = 108 MiB
+    name = "smollm2-135m-instruct"
+    assert plan_serving(find(name), CPU).memory.num_bytes("packed head") == 108 * MIB
+    assert plan_serving(find(name), declared(gpu="L4")).memory.num_bytes("packed head") == 0
+    assert plan_serving(find(name), CPU, engine="vllm").memory.num_bytes("packed head") == 0
+    assert plan_serving(find("elyza-japanese-llama-2-7b-instruct"), CPU).memory.num_bytes("packed head") == 0  # untied
 
 
 @pytest.mark.parametrize("name", sorted(set(FACTS) - set(PLANNED_ON_THE_CPU)))

@@ -176,7 +176,8 @@ class AdapterBank:
         Raises:
             ValueError: An empty slot.
         """
-        with self._routed(route_tokens(slot_of_token, self._specs, like=self._any_weight)), torch.no_grad():
+        routing = route_tokens(slot_of_token, self._specs, versions=self._routing.versions, like=self._any_weight)
+        with self._routed(routing), torch.no_grad():
             yield
 
     @property

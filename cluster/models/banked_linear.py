@@ -38,7 +38,9 @@ class BankedLinear(nn.Module):
             case Rows() as rows:
                 return self._through_rows(x, rows)
             case Tokens(slots=(_, *_)) as tokens:
-                return self._add_tokens(x, self.base_layer(x), tokens)
+                added: torch.Tensor = self.base_layer(x)
+                self._add_tokens(x.reshape(-1, x.shape[-1]), added.view(-1, added.shape[-1]), tokens)
+                return added
             case _:
                 result: torch.Tensor = self.base_layer(x)
                 return result
@@ -69,32 +71,51 @@ class BankedLinear(nn.Module):
         is_linear = type(self.base_layer) is nn.Linear
         return is_linear and x.dtype == self.lora_A.dtype == self.base_layer.weight.dtype and not _is_autocast(x)
 
-    def _add_tokens(self, x: torch.Tensor, result: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+    def add_update(self, x: torch.Tensor, result: torch.Tensor) -> None:
+        """Add to `result` [T, d_out], in place, what the adapters make of `x` [T, d_in] in a serving pass.
+
+        For layers whose base product is computed elsewhere, joined with others'.
+        """
+        match self.routing.current:
+            case Tokens(slots=(_, *_)) as tokens:
+                self._add_tokens(x, result, tokens)
+            case Rows():
+                raise ValueError("joined linear layers serve tokens; they do not train rows")
+
+    def _add_tokens(self, x: torch.Tensor, result: torch.Tensor, tokens: Tokens) -> None:
         lora_a, lora_b = self._pack(tokens)  # [S, d_in], [S, d_out]
-        flat_x = x.reshape(-1, x.shape[-1])
-        if len(flat_x) != tokens.num_tokens:
-            raise ValueError(f"{len(flat_x)} tokens in the pass, {tokens.num_tokens} in its routing")
+        if len(x) != tokens.num_tokens:
+            raise ValueError(f"{len(x)} tokens in the pass, {tokens.num_tokens} in its routing")
         if tokens.coefficients is not None:
-            return _plus(result, (flat_x.to(lora_a.dtype) @ lora_a.T) * tokens.coefficients, lora_b)
-        flat_result = result.view(-1, result.shape[-1])
+            _add(result, (x.to(lora_a.dtype) @ lora_a.T).mul_(tokens.coefficients), lora_b)
+            return
         for segment in tokens.segments:
-            hidden = (flat_x[segment.tokens].to(lora_a.dtype) @ lora_a[segment.ranks].T) * segment.scaling
-            flat_result[segment.tokens] = _plus(flat_result[segment.tokens], hidden, lora_b[segment.ranks])
-        return result
+            hidden = (x[segment.tokens].to(lora_a.dtype) @ lora_a[segment.ranks].T).mul_(segment.scaling)
+            if isinstance(segment.tokens, slice):
+                _add(result[segment.tokens], hidden, lora_b[segment.ranks])
+            else:
+                result[segment.tokens] = _plus(result[segment.tokens], hidden, lora_b[segment.ranks])
 
     def _pack(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the adapters of the pass without padding; kept, since the next decoding step mixes the same ones."""
-        key = tuple((slot, self.routing.versions[slot]) for slot in tokens.slots)
-        if self._packed is None or self._packed_key != key:
+        if self._packed is None or self._packed_key != tokens.versions:
             parts = list(zip(tokens.slots, tokens.ranks, strict=True))
             lora_a = torch.cat([self.lora_A.detach()[slot, :r] for slot, r in parts])
             lora_b = torch.cat([self.lora_B.detach()[slot, :r] for slot, r in parts])
-            self._packed, self._packed_key = (lora_a, lora_b), key
+            self._packed, self._packed_key = (lora_a, lora_b), tokens.versions
         return self._packed
 
 
 def _is_autocast(x: torch.Tensor) -> bool:
     return bool(torch.is_autocast_enabled(x.device.type))
+
+
+def _add(result: torch.Tensor, hidden: torch.Tensor, lora_b: torch.Tensor) -> None:
+    """Do to `result` in place what `_plus` returns."""
+    if result.dtype == hidden.dtype:
+        result.addmm_(hidden, lora_b)
+    else:
+        result.copy_(result + torch.matmul(hidden, lora_b))
 
 
 def _plus(result: torch.Tensor, hidden: torch.Tensor, lora_b: torch.Tensor) -> torch.Tensor:

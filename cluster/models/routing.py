@@ -3,7 +3,7 @@
 B = rows, T = tokens, K = slots of the bank, S = ranks of all adapters in the pass laid side by side.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -46,6 +46,8 @@ class Tokens:
 
     slots: tuple[int, ...]
     """The slots in the pass, ascending."""
+    versions: tuple[tuple[int, int], ...]
+    """Each slot and the number of its changes: what a packed copy of the pass's adapters is good for."""
     ranks: tuple[int, ...]
     """The rank of each."""
     num_tokens: int
@@ -100,8 +102,16 @@ def route_rows(
     )
 
 
-def route_tokens(slot_of_token: torch.Tensor, specs: Sequence[AdapterSpec | None], *, like: torch.Tensor) -> Tokens:
+def route_tokens(
+    slot_of_token: torch.Tensor,
+    specs: Sequence[AdapterSpec | None],
+    *,
+    versions: Mapping[int, int],
+    like: torch.Tensor,
+) -> Tokens:
     """Return the routing of a serving pass over `slot_of_token` [T], -1 for the bare base, for weights `like` these.
+
+    `versions` counts the changes of each slot.
 
     Raises:
         ValueError: A slot that holds no adapter.
@@ -112,6 +122,7 @@ def route_tokens(slot_of_token: torch.Tensor, specs: Sequence[AdapterSpec | None
     dense = len(slots) == 1 or len(slot_of_token) <= MAX_DENSE_TOKENS
     return Tokens(
         slots=slots,
+        versions=tuple((slot, versions[slot]) for slot in slots),
         ranks=tuple(spec.r for spec in chosen),
         num_tokens=len(slot_of_token),
         coefficients=_coefficients(slot_of_token, slots, chosen).to(like) if dense else None,
