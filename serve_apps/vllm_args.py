@@ -61,7 +61,7 @@ def placement(plan: ServingPlan) -> dict[str, Any]:
         env_vars = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(num_threads)}
         return {
             "accelerator_config": {"kind": "cpu"},
-            "placement_group_config": {"bundles": [{"CPU": 1}]},
+            "placement_group_config": {"bundles": [{"CPU": 0}]},  # beside the CPU of the replica itself
             "runtime_env": {"env_vars": env_vars},
         }
     return {

@@ -15,6 +15,7 @@ from serve_apps.replica_metrics import MeteredLoader
 from serve_apps.runtime import Runtime, model_limits
 from serve_apps.server import TransformersServer
 from serve_apps.vllm_engine import LoraLoader, VllmEngine
+from serve_apps.vllm_guard import end_with_this_process
 
 
 class VllmServer(TransformersServer):
@@ -28,9 +29,10 @@ class VllmServer(TransformersServer):
         """Return once the engine is up."""
         ray_server = LLMServer.sync_init(llm_config)
         await ray_server.start()
-        super().__init__(
-            llm_config, _runtime(llm_config.experimental_configs["plan"], ray_server.engine._engine_client)
-        )
+        client: AsyncLLM = ray_server.engine._engine_client
+        for process in client.engine_core.resources.engine_manager.processes:
+            end_with_this_process(process.pid)
+        super().__init__(llm_config, _runtime(llm_config.experimental_configs["plan"], client))
 
     @classmethod
     def get_deployment_options(cls, llm_config: LLMConfig) -> dict[str, Any]:
