@@ -282,12 +282,14 @@ def _dashboard_url() -> str:
 
 
 def print_doors(port: int, dashboard_url: str, model: str, question: str = "Hello!") -> None:
-    """Print where the endpoint and the dashboard are, and a `curl` line that asks `model` a question."""
-    api = f"http://127.0.0.1:{port}/v1"
+    """Print where endpoint, playground and dashboard are, and a `curl` line that asks `model` a question."""
+    page = f"http://127.0.0.1:{port}/"
+    api = f"{page}v1"
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": question}]}, ensure_ascii=False)
     header = f' -H "Authorization: Bearer ${KEY_VARIABLE}"' if has_keys() else ""
     curl = f"curl {api}/chat/completions{header} -H 'Content-Type: application/json' -d '{body}'"
-    doors = f"API        {api}\nDashboard  {dashboard_url}\nTry        {curl}\nStop       kajiya down"
+    doors = f"API        {api}\nPlayground {page}\nDashboard  {dashboard_url}\n"
+    doors += f"Try        {curl}\nStop       kajiya down"
     if not header:
         doors += "\nKeys       open on this machine only: no keys; create one with `kajiya keys create NAME`"
     out.print(doors, markup=False, highlight=False, soft_wrap=True)

@@ -28,7 +28,8 @@ def playground() -> HTMLResponse:
 
 @cache
 def _page_and_policy() -> tuple[str, str]:
-    style, script = _joined("style.css"), _joined(*SCRIPTS)
+    style = _joined("style.css").replace(": ", ":").replace("; ", ";").replace(" { ", "{")
+    script = _joined(*SCRIPTS)
     page = _joined("page.html").replace("/*style*/", style).replace("/*script*/", script)
     policy = {
         "default-src": "'none'",
@@ -44,10 +45,10 @@ def _page_and_policy() -> tuple[str, str]:
 
 
 def _joined(*names: str) -> str:
-    """Return the files one after the other, without indentation."""
+    """Return the files one after the other, without indentation and lines of comment."""
     folder = resources.files("serve_apps") / "page"
     lines = (line.strip() for name in names for line in (folder / name).read_text(encoding="utf-8").splitlines())
-    return "\n".join(line for line in lines if line)
+    return "\n".join(line for line in lines if line and not line.startswith("// "))
 
 
 def _hash_of(content: str) -> str:

@@ -27,7 +27,7 @@ def policy_of(page: HTMLResponse) -> dict[str, str]:
 
 def test_the_page_is_small_and_loads_nothing_from_elsewhere(page: HTMLResponse) -> None:
     html = bytes(page.body).decode()
-    assert len(page.body) < 26 * 1024
+    assert len(page.body) < 25 * 1024
     assert html.startswith("<!doctype html>")
     assert set(re.findall(r"https?://[^'\s]*", html)) == {"http://www.w3.org/2000/svg"}  # a name, not an address
     assert re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=.(?!data:)", html) == []

@@ -74,7 +74,7 @@ $("copy").onclick = () => copy($("curl").textContent, $("copy"));
 $("key").value = sessionStorage.getItem("key") ?? "";
 $("key").onchange = () => {
   sessionStorage.setItem("key", $("key").value.trim());
-  loadModels().then(poll);
+  loadModels().then(poll).then(() => $("notice").hidden && openPanel(false));
 };
 document.onvisibilitychange = poll;
 translate();

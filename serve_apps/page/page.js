@@ -26,7 +26,14 @@ function translate() {
   $("language").textContent = t.other;
   $("language").lang = language === "ja" ? "en" : "ja";
   showButtons();
+  showHint();
   showStates();
+}
+
+function showHint(error) {
+  const isOfKey = error?.status === 401;
+  $("hint").classList.toggle("error", isOfKey);
+  $("hint").textContent = isOfKey ? error.message : t.key_hint;
 }
 
 function showButtons() {
@@ -41,9 +48,11 @@ async function loadModels() {
     const { data } = await get("v1/models");
     for (const select of [$("model-0"), $("model-1")]) fillModels(select, data);
     notice(data.length ? null : new Error(t.none));
+    showHint();
   } catch (error) {
     notice(error);
     if (error.status === 401) openPanel(true, $("key"));
+    showHint(error);
   }
   showStates();
   showCurl();
