@@ -212,7 +212,7 @@ def test_offsets_of_a_completion_point_into_its_text(server: TransformersServer)
     )["choices"]
     told = choice["logprobs"]
     assert choice["text"] == "".join(told["tokens"])
-    assert set(choice["text"]) == {"a", "b", "c"}
+    assert set(choice["text"]) <= {"a", "b", "c"}
     assert told["text_offset"] == list(range(20))
     assert all(2 <= len(top) <= 3 for top in told["top_logprobs"])
 
