@@ -19,6 +19,9 @@ TRANSFORMERS_PAGE_TOKENS = 256
 PROCESS_BYTES = 768 * 2**20
 """What a process takes before the first tensor. On a CPU: 697 MiB resident after importing torch, transformers, PEFT,
 Ray and Serve LLM (measured). On a GPU, assumed the same: CUDA context, cuBLAS workspace, NCCL buffers."""
+VLLM_CPU_PROCESS_BYTES = 2 * 2**30
+"""The same for vLLM on a CPU, which is three processes: replica, engine and worker hold 588, 513 and 738 MiB beside
+weights and cache (proportional set sizes, measured with vllm-cpu 0.29.0), and Ray's part comes on top."""
 LORA_STATE_BYTES = 16
 """A trained fp32 parameter: value, gradient, two Adam moments, 4 bytes each (arXiv:1412.6980)."""
 TRAINING_LOGIT_COPIES = 3

@@ -8,6 +8,7 @@ from cluster.memory import (
     TRANSFORMERS_PAGE_TOKENS,
     VALUE_BYTES,
     VLLM_BLOCK_TOKENS,
+    VLLM_CPU_PROCESS_BYTES,
     MemoryItem,
     MemoryTable,
     dequantized_linear_bytes,
@@ -86,7 +87,7 @@ def serving_table(load: ServingLoad, *, device: str, available_bytes: int) -> Me
             MemoryItem(
                 name="logits", num_bytes=logits, formula=f"{load.max_num_seqs} rows x vocabulary, fp32, 2 copies"
             ),
-            MemoryItem(name="process", num_bytes=PROCESS_BYTES, formula="libraries, context, workspaces"),
+            MemoryItem(name="process", num_bytes=_process_bytes(load), formula="libraries, context, workspaces"),
         ),
     )
 
@@ -98,6 +99,10 @@ def packed_head_bytes(load: ServingLoad) -> int:
     """
     is_copied = load.on_cpu and load.engine == "transformers" and load.card.tie_word_embeddings
     return load.card.vocab_size * load.card.hidden_size * 4 if is_copied and load.compute_dtype == "float32" else 0
+
+
+def _process_bytes(load: ServingLoad) -> int:
+    return VLLM_CPU_PROCESS_BYTES if load.engine == "vllm" and load.on_cpu else PROCESS_BYTES
 
 
 def cache_capacity(load: ServingLoad, *, available_bytes: int) -> int:

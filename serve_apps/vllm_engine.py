@@ -5,11 +5,10 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 
-from vllm.exceptions import VLLMClientError
+from vllm.exceptions import VLLMError
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from cluster.models.adapter_spec import AdapterSpec
 from cluster.models.peft_files import AdapterFilesError, read_spec
@@ -68,7 +67,7 @@ class VllmEngine:
                 answer = output.outputs[0]
                 logprobs = token_logprobs(answer, params.logprobs) if params.logprobs is not None else ()
                 on_progress(Progress(token_ids=list(answer.token_ids), is_finished=output.finished, logprobs=logprobs))
-        except (VLLMClientError, EngineDeadError, EngineGenerateError) as error:
+        except VLLMError as error:
             on_progress(Progress(token_ids=[], is_finished=True, error=str(error) or type(error).__name__))
 
     def cancel(self, request_id: str) -> None:

@@ -22,7 +22,7 @@ from cluster.catalog import find
 from cluster.hardware import detect
 from cluster.models.peft_files import AdapterFilesError
 from cluster.plan import ServingPlan, plan_serving
-from serve_apps.engine import Progress
+from serve_apps.engine import EngineStopped, Progress
 from serve_apps.grammar import Grammar, compile_grammar
 from serve_apps.sampling import GREEDY, Sampling
 from serve_apps.vllm_args import engine_kwargs
@@ -302,3 +302,21 @@ def test_a_cancelled_request_leaves_the_batch_without_a_word(loop: Loop) -> None
 
     assert loop.run(leave()) == 0
     assert not loop.client.output_processor.has_unfinished_requests()
+
+
+def test_a_dead_engine_ends_its_requests_and_takes_no_more(loop: Loop) -> None:  # the last: nothing runs after it
+    async def outlive() -> Progress:
+        task = asyncio.create_task(answer(loop.engine, "doomed", "long", slot=0, num_tokens=240))
+        await asyncio.sleep(0.1)
+        for process in loop.client.engine_core.resources.engine_manager.processes:
+            process.kill()
+        async with asyncio.timeout(30):
+            return (await task)[-1]
+
+    end = loop.run(outlive())
+    assert end.is_finished
+    assert end.error
+    with pytest.raises(EngineStopped):
+        loop.run(answer(loop.engine, "late", "a"))
+    with pytest.raises(EngineStopped):
+        loop.engine.check_health()

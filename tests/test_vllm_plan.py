@@ -178,6 +178,11 @@ def test_on_a_cpu_the_cache_is_as_large_as_planned_and_one_lora_slot_stays_empty
     assert placement(plan)["runtime_env"]["env_vars"]["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
 
 
+def test_vllm_on_a_cpu_is_three_processes() -> None:
+    plans = [vllm_plan(None, model="smollm2-135m-instruct"), plan_serving(find("smollm2-135m-instruct"), CPU)]
+    assert [plan.memory.num_bytes("process") / 2**20 for plan in plans] == [2048, 768]
+
+
 def test_engine_arguments_are_vllms_own() -> None:
     from dataclasses import fields
 
