@@ -29,7 +29,7 @@ Version = Annotated[str, typer.Argument(help="MODEL:ADAPTER@VERSION")]
 BaseUrl = Annotated[str, typer.Option(help="The endpoint.")]
 DEFAULT_BASE_URL = "http://127.0.0.1:8000/v1"
 ENDPOINT_TIMEOUT_S = 5.0
-TIMES = ("seconds", "first_token_s", "token_s")
+TIMES = {"seconds": "answer", "first_token_s": "first token", "token_s": "each token"}
 
 
 class EndpointSilent(UserError, ConnectionError):
@@ -202,10 +202,10 @@ def _origin_table(version: "AdapterVersion") -> Table:
 def _counts_table(counts: list[dict[str, Any]]) -> Table:
     table = Table(box=None, padding=(0, 1), pad_edge=False)
     table.add_column("version", justify="right")
-    for header in ("requests", "errors", "tokens", *(f"{name}\np50/p90/p99" for name in TIMES)):
+    for header in ("requests", "errors", "tokens", *(f"{name}, ms\np50/p90/p99" for name in TIMES.values())):
         table.add_column(header, justify="right")
     for one in counts:
         numbers = (one["version"], one["num_requests"], one["num_errors"], one["num_completion_tokens"])
-        times = ("/".join(f"{one[name][p]:.3f}" for p in one[name]) if one[name] else "-" for name in TIMES)
+        times = ("/".join(f"{1000 * one[name][p]:.4g}" for p in one[name]) if one[name] else "-" for name in TIMES)
         table.add_row(*map(str, numbers), *times)
     return table

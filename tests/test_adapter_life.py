@@ -1,8 +1,9 @@
 """What users notice of an adapter's life, through the ingress, the server and a real engine."""
 
 import asyncio
+import errno
 import json
-import statistics
+import os
 import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
@@ -188,6 +189,34 @@ def test_every_answer_says_where_it_comes_from(shop: Shop) -> None:
     asyncio.run(run())
 
 
+def test_a_full_disk_refuses_one_adapter_for_a_while_and_nobody_else(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> Path:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def run() -> None:
+        async with shop.app.client() as http:
+
+            async def ask(name: str, *, stream: bool) -> httpx.Response:
+                asked = body(shop.named(name), "a", 4, stream=stream)
+                return await http.post("/v1/chat/completions", json=asked)
+
+            assert (await ask("shop", stream=False)).status_code == 200
+            with monkeypatch.context() as patch:
+                patch.setattr("cluster.store.FolderStore.fetch", full)
+                for stream in (False, True):
+                    refused = await ask("poet", stream=stream)
+                    assert (refused.status_code, refused.headers["retry-after"]) == (503, "10")
+                    assert refused.json()["error"]["code"] == "adapter_unreachable"
+                    assert "No space left on device" in refused.json()["error"]["message"]
+                assert text_of(await ask("shop", stream=True)) == shop.expected("shop@1", "a", 4)
+                assert text_of(await ask("", stream=False)) == shop.expected("", "a", 4)
+            assert text_of(await ask("poet", stream=False)) == shop.expected("poet@1", "a", 4)
+
+    asyncio.run(run())
+
+
 def test_a_thousand_adapters_slow_neither_requests_nor_the_list_of_models(shop: Shop) -> None:
     async def run() -> None:
         async with shop.app.client() as http:
@@ -208,7 +237,6 @@ def test_a_thousand_adapters_slow_neither_requests_nor_the_list_of_models(shop: 
             listing_s = min([await seconds("GET", "/v1/models") for _ in range(5)])
             assert len((await http.get("/v1/models")).json()["data"]) == 1003
             assert listing_s < 0.2
-            # not 1.05: other programs run here meanwhile; `benchmarks/` compares in alternating rounds
-            assert statistics.median(many_s) < 1.5 * statistics.median(few_s)
+            assert min(many_s) < 1.5 * min(few_s)  # the best of 30, since other programs run here
 
     asyncio.run(run())

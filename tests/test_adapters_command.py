@@ -122,7 +122,7 @@ def test_show_has_the_counts_of_the_endpoint(endpoint: tuple[str, dict[str, Any]
     answer["body"] = {"counts": [one | {"seconds": times, "first_token_s": None, "token_s": times}]}
     said = kajiya("show", f"{MODEL}:shop", "--base-url", url)
     assert "means version 2" in said
-    assert "0.125/0.250/0.500" in said
+    assert "125/250/500" in said
     assert {"2", "41", "3", "999", "-"} <= set(said.splitlines()[-1].split())
     shown = json.loads(kajiya("show", f"{MODEL}:shop@1", "--base-url", url, "--json"))
     assert shown["manifest"]["version"] == 1

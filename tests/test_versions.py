@@ -111,15 +111,15 @@ def test_a_thousand_adapters_do_not_make_a_name_dearer(registry: Registry) -> No
 
     async def seconds_per_request() -> float:
         began_s = time.perf_counter()
-        for _ in range(200):
+        for _ in range(50):
             await versions.resolve("tiny:shop", call())
-        return (time.perf_counter() - began_s) / 200
+        return (time.perf_counter() - began_s) / 50
 
-    few_s = min(asyncio.run(seconds_per_request()) for _ in range(3))
+    few_s = min(asyncio.run(seconds_per_request()) for _ in range(8))
     for i in range(1000):
         (home.parent / f"a{i}").mkdir()
         (home.parent / f"a{i}" / "alias.json").write_text('{"version": 1}')
-    many_s = min(asyncio.run(seconds_per_request()) for _ in range(3))
+    many_s = min(asyncio.run(seconds_per_request()) for _ in range(8))
     assert len(registry.names("tiny")) == 1001
     assert many_s < 1e-3
     assert many_s < 3 * few_s  # the machine is noisy; reading all names would be a hundred times as long
