@@ -10,11 +10,14 @@ from cluster.traps import ImpossibleCombination
 
 Engine = Literal["vllm", "transformers"]
 
+LAST_VLLM_WITH_STABLELM_EPOCH = "0.28.0"
+"""From `_PREVIOUSLY_SUPPORTED_MODELS` in vLLM's registry; the keys that need mapping are that class's."""
+
 
 def vllm_obstacle(card: ModelCard, hardware: Hardware, precision: Precision, *, num_adapters: int) -> str | None:
     """Return why vLLM 0.29 cannot serve this, None if it can."""
     if not card.is_vllm_servable:
-        published = " as it is published" if card.config_mapping else ""
+        published = f" as it is published: {LAST_VLLM_WITH_STABLELM_EPOCH} was the last" if card.config_mapping else ""
         return f"vLLM 0.29 does not have {card.architecture}{published}"
     if obstacle := _weights_obstacle(card, hardware, precision):
         return obstacle

@@ -144,6 +144,14 @@ def test_the_kinds_of_gptq_are_those_of_vllms_source() -> None:
     assert set(AutoGPTQConfig.TYPE_MAP) == {(4, True), (8, True)}
 
 
+def test_the_last_version_with_the_published_stablelm_is_named() -> None:
+    from vllm.model_executor.models.registry import _PREVIOUSLY_SUPPORTED_MODELS
+
+    with pytest.raises(ImpossibleCombination, match=r"as it is published: (\S+) was the last") as caught:
+        plan_serving(find("japanese-stablelm-3b-4e1t-instruct"), H100, engine="vllm")
+    assert _PREVIOUSLY_SUPPORTED_MODELS["StableLMEpochForCausalLM"] in str(caught.value)
+
+
 def vllm_plan(gpu: str | None, **wishes: Any) -> ServingPlan:
     hardware = declared(gpu=gpu, num_gpus=4) if gpu else CPU
     return plan_serving(find(wishes.pop("model", "qwen2.5-32b-instruct")), hardware, engine="vllm", **wishes)
