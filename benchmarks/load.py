@@ -4,14 +4,25 @@ import asyncio
 import json
 import statistics
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import httpx
+from transformers import PreTrainedTokenizerBase
 
 CITIES = (
     *("Tokyo", "Paris", "Kyoto", "Rome", "Lima", "Oslo", "Cairo", "Delhi"),
     *("Seoul", "Quito", "Bern", "Riga", "Sofia", "Accra", "Doha", "Hanoi"),
 )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """What is asked: an endpoint, and the models its streams ask for in turn."""
+
+    url: str
+    models: tuple[str, ...]
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,12 +43,19 @@ class Round:
     """From the first request to the last byte."""
     median_first_s: float
 
+    def tokens_per_s(self, tokenizer: PreTrainedTokenizerBase) -> float:
+        """Return the output tokens per second; counted from the texts, the same way for every server."""
+        return sum(len(ids) for ids in tokenizer(list(self.texts)).input_ids) / self.seconds
 
-async def run_round(url: str, model: str, *, num_streams: int, max_tokens: int) -> Round:
+
+async def run_round(target: Target, *, num_streams: int, max_tokens: int) -> Round:
     """Ask `num_streams` greedy questions at once and read their streams to the end."""
-    async with httpx.AsyncClient(timeout=600) as http:
+    async with httpx.AsyncClient(timeout=600, headers=target.headers) as http:
         begin = time.perf_counter()
-        asked = (_stream(http, url, model, CITIES[i % len(CITIES)], max_tokens) for i in range(num_streams))
+        asked = (
+            _stream(http, target.url, target.models[i % len(target.models)], question(i), max_tokens)
+            for i in range(num_streams)
+        )
         streams = await asyncio.gather(*asked)
         seconds = time.perf_counter() - begin
     return Round(
@@ -47,9 +65,34 @@ async def run_round(url: str, model: str, *, num_streams: int, max_tokens: int) 
     )
 
 
-async def _stream(http: httpx.AsyncClient, url: str, model: str, city: str, max_tokens: int) -> Stream:
-    question = f"Write a long story about the city of {city} and its history, in detail."
-    body = {"model": model, "messages": [{"role": "user", "content": question}], "stream": True}
+def alternate(
+    targets: dict[str, Target], *, num_rounds: int, num_streams: int, max_tokens: int
+) -> dict[str, list[Round]]:
+    """Return the rounds of each target, one of each in turn, after one round that does not count.
+
+    What else the machine does meets all of them; those that are not asked are idle.
+    """
+    rounds: dict[str, list[Round]] = {name: [] for name in targets}
+    for number in range(num_rounds + 1):
+        for name, target in targets.items():
+            measured = asyncio.run(run_round(target, num_streams=num_streams, max_tokens=max_tokens))
+            if number:
+                rounds[name].append(measured)
+    return rounds
+
+
+def question(number: int) -> str:
+    """Return a question with a long answer; streams of one round ask different ones."""
+    return f"Write a long story about the city of {CITIES[number % len(CITIES)]} and its history, in detail."
+
+
+def spread(values: Sequence[float]) -> dict[str, float | list[float]]:
+    """Return median, extremes and all values, for the record."""
+    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values), "all": list(values)}
+
+
+async def _stream(http: httpx.AsyncClient, url: str, model: str, text_in: str, max_tokens: int) -> Stream:
+    body = {"model": model, "messages": [{"role": "user", "content": text_in}], "stream": True}
     body |= {"temperature": 0, "max_tokens": max_tokens}
     begin, first_s, text = time.perf_counter(), 0.0, ""
     async with http.stream("POST", f"{url}/v1/chat/completions", json=body) as response:

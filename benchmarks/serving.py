@@ -1,101 +1,96 @@
-"""Output tokens per second through HTTP: ours beside `transformers serve --continuous-batching`.
+"""Serving beside its peers: `python -m benchmarks.serving [throughput adapters overhead registry start]`.
 
-Both servers hold the same weights in float32 and are up at the same time; rounds alternate, so that whatever else the
-machine does meets both. Run it with `python -m benchmarks.serving`.
+All servers of a measurement are up at once and hold the same weights in float32; rounds alternate, so that whatever
+else the machine does meets all of them, and those that are not asked are idle.
 """
 
 import argparse
-import asyncio
 import json
-import statistics
-from contextlib import ExitStack
+import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from benchmarks.load import Round, run_round
-from benchmarks.servers import kajiya, transformers_serve
-from cluster.catalog import find
-from cluster.hardware import detect
-from cluster.models.embedded import embedded_folder
-from cluster.plan import plan_serving
+from benchmarks import adapters, overhead, registry_size, start, throughput
+from benchmarks.adapter_files import MODEL
+from benchmarks.bench import Bench, bench
+from benchmarks.claims import Result, print_claims, print_result
+from benchmarks.servers import run_kajiya, serve_instance
 
-MODEL = "smollm2-135m-instruct"
-REQUIRED_RATIO = 0.8
-"""Ours over the peer's median, at least."""
+ON_ONE_APPLICATION = {
+    "throughput": throughput.measure,
+    "adapters": adapters.measure,
+    "overhead": overhead.measure,
+    "registry": registry_size.measure,
+}
+"""In this order: the registry grows in the last."""
+ALL = (*ON_ONE_APPLICATION, "start")
 
 
 def main() -> None:
-    """Measure, print the table, write the JSON; exit with 1 below `REQUIRED_RATIO`."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure, print the tables, write the JSON; exit with 1 when a bound is not kept."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("measurements", nargs="*", metavar="|".join(ALL), help="all by default")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     arguments = parser.parse_args()
-    folder = embedded_folder()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    plan = plan_serving(find(MODEL), detect())
-    with ExitStack() as stack:
-        urls = {"kajiya": (stack.enter_context(kajiya(MODEL)), MODEL)}
-        peer = transformers_serve(
-            folder, num_cached_tokens=plan.kv_cache_tokens, max_batch_tokens=plan.max_batch_tokens
-        )
-        urls["transformers serve"] = (stack.enter_context(peer), str(folder))
-        rounds = measure(urls, num_rounds=arguments.rounds, num_streams=arguments.streams, max_tokens=arguments.tokens)
-    result = summary(rounds, tokenizer)
-    print_table(result)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-    raise SystemExit(result["ratio"] < REQUIRED_RATIO)
-
-
-def measure(
-    urls: dict[str, tuple[str, str]], *, num_rounds: int, num_streams: int, max_tokens: int
-) -> dict[str, list[Round]]:
-    """Return the rounds of each server, after one round that does not count."""
-    rounds: dict[str, list[Round]] = {name: [] for name in urls}
-    for number in range(num_rounds + 1):
-        for name, (url, model) in urls.items():
-            measured = asyncio.run(run_round(url, model, num_streams=num_streams, max_tokens=max_tokens))
-            if number:
-                rounds[name].append(measured)
-    return rounds
-
-
-def summary(rounds: dict[str, list[Round]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Return medians and spread; tokens are counted from the texts, the same way for every server."""
-    servers: dict[str, dict[str, Any]] = {}
-    for name, measured in rounds.items():
-        speeds = [sum(len(ids) for ids in tokenizer(list(r.texts)).input_ids) / r.seconds for r in measured]
-        servers[name] = {
-            "tokens_per_s": statistics.median(speeds),
-            "lowest": min(speeds),
-            "highest": max(speeds),
-            "median_first_s": statistics.median(r.median_first_s for r in measured),
-            "rounds": speeds,
-        }
-    ours, peer = (servers[name]["tokens_per_s"] for name in rounds)
-    answers = [measured[0].texts for measured in rounds.values()]
-    same = sum(a == b for a, b in zip(*answers, strict=True))
-    return {"servers": servers, "ratio": ours / peer, "same_answers": same, "num_answers": len(answers[0])}
-
-
-def print_table(result: dict[str, Any]) -> None:
-    """Print one line per server."""
-    table = Table("server", "tokens/s", "lowest", "highest", "first text, s")
-    for name, row in result["servers"].items():
-        values = (row["tokens_per_s"], row["lowest"], row["highest"])
-        table.add_row(name, *(f"{value:.1f}" for value in values), f"{row['median_first_s']:.2f}")
+    wanted = arguments.measurements or list(ALL)
+    if unknown := sorted(set(wanted) - set(ALL)):
+        parser.error(f"there is no {', '.join(unknown)}; there are {', '.join(ALL)}")
     console = Console()
-    console.print(table)
-    console.print(
-        f"ratio {result['ratio']:.2f} (at least {REQUIRED_RATIO}), "
-        f"{result['same_answers']} of {result['num_answers']} greedy answers are the same text"
-    )
+    begin = time.perf_counter()
+    with bench(num_rounds=arguments.rounds, num_streams=arguments.streams, max_tokens=arguments.tokens) as run:
+        results = measure(run, wanted, console)
+    claims = [claim for result in results.values() for claim in result.claims]
+    print_claims(claims, console)
+    console.print(f"{time.perf_counter() - begin:.0f} s in all")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(record(results), indent=2) + "\n")
+    raise SystemExit(not all(claim.is_met for claim in claims))
+
+
+def measure(run: Bench, wanted: list[str], console: Console) -> dict[str, Result]:
+    """Return the results of what is wanted; each is printed as soon as it is there."""
+    results: dict[str, Result] = {}
+    together = [name for name in ON_ONE_APPLICATION if name in wanted]
+    with serve_instance() if together else nullcontext("") as url:
+        if together:
+            assert run.adapters  # written before anything is timed
+            run_kajiya(MODEL)
+            run.kajiya_url = url
+        for name in together:
+            results[name] = ON_ONE_APPLICATION[name](run)
+            print_result(name, results[name], console)
+    if "start" in wanted:
+        results["start"] = start.measure(run)
+        print_result("start", results["start"], console)
+    return results
+
+
+def record(results: dict[str, Result]) -> dict[str, Any]:
+    """Return everything that was measured as plain JSON types."""
+    return {
+        name: {
+            "unit": result.unit,
+            "numbers": result.numbers,
+            "claims": [
+                {
+                    "what": claim.what,
+                    "measured": claim.measured,
+                    claim.direction: claim.bound,
+                    "unit": claim.unit,
+                    "is_met": claim.is_met,
+                }
+                for claim in result.claims
+            ],
+            "notes": result.notes,
+        }
+        for name, result in results.items()
+    }
 
 
 if __name__ == "__main__":
