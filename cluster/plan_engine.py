@@ -21,8 +21,16 @@ def vllm_obstacle(card: ModelCard, hardware: Hardware, precision: Precision, *, 
         return f"vLLM 0.29 does not have {card.architecture}{published}"
     if obstacle := _weights_obstacle(card, hardware, precision):
         return obstacle
-    if num_adapters and not card.is_vllm_lora_servable:
+    return lora_obstacle(card, on_cpu=hardware.gpu is None) if num_adapters else None
+
+
+def lora_obstacle(card: ModelCard, *, on_cpu: bool) -> str | None:
+    """Return why vLLM 0.29 serves no adapters on this base, None if it does."""
+    if not card.is_vllm_lora_servable:
         return f"vLLM's {card.architecture} takes no LoRA adapters"
+    if on_cpu and card.checkpoint_quantization == "compressed-tensors" and card.checkpoint_bits == 8:
+        # oneDNN repacks the weights and the layer lets go of them; LoRA looks at them for their device.
+        return "vLLM 0.29 has no LoRA on int8 weights on a CPU"
     return None
 
 

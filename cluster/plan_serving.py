@@ -134,7 +134,7 @@ def _plan(card: ModelCard, hardware: Hardware, wishes: ServingWishes) -> Serving
     log = Log()
     precision = _precision(card, hardware, log, wishes)
     dtype = choose_compute_dtype(card, hardware, log, precision)
-    adapters = num_adapters_wanted(card, wishes)
+    adapters = num_adapters_wanted(card, wishes, on_cpu=hardware.gpu is None)
     engine = choose_engine(card, hardware, precision, log, wanted=wishes.engine, num_adapters=adapters)
     load = first_load(card, hardware, wishes, engine, precision, dtype)
     arranged = arrange(load, hardware, wishes)

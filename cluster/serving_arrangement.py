@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from cluster import traps
 from cluster.hardware import Hardware
 from cluster.memory import whole_blocks
-from cluster.model_card import ModelCard, Precision
-from cluster.plan_engine import Engine, tensor_parallel_sizes
+from cluster.model_card import PREQUANTIZED, ModelCard, Precision
+from cluster.plan_engine import Engine, lora_obstacle, tensor_parallel_sizes
 from cluster.plan_record import Log
 from cluster.presets import DType, lora_preset
 from cluster.serving_memory import ServingLoad, block_tokens, cache_capacity
@@ -39,11 +39,12 @@ class ServingWishes:
     max_lora_rank: int | None = None
 
 
-def num_adapters_wanted(card: ModelCard, wishes: ServingWishes) -> int:
-    """Return the adapters to hold at once: the wish, or ours; none where the engine that was asked for takes none."""
+def num_adapters_wanted(card: ModelCard, wishes: ServingWishes, *, on_cpu: bool) -> int:
+    """Return the adapters to hold at once: the wish, or ours; none where the engine can only be one that takes none."""
     if wishes.num_adapters is not None:
         return wishes.num_adapters
-    return 0 if wishes.engine == "vllm" and not card.is_vllm_lora_servable else DEFAULT_ADAPTERS
+    is_vllm = wishes.engine == "vllm" or card.checkpoint_quantization in PREQUANTIZED
+    return 0 if is_vllm and lora_obstacle(card, on_cpu=on_cpu) else DEFAULT_ADAPTERS
 
 
 def first_load(
@@ -61,7 +62,7 @@ def first_load(
         max_num_seqs=streams,
         max_batch_tokens=max(streams, CPU_BATCH_TOKENS if hardware.gpu is None else GPU_BATCH_TOKENS),
         kv_cache_tokens=0,
-        max_loras=num_adapters_wanted(card, wishes),
+        max_loras=num_adapters_wanted(card, wishes, on_cpu=hardware.gpu is None),
         max_lora_rank=min(r for r in VLLM_LORA_RANKS if r >= rank),
         on_cpu=hardware.gpu is None,
     )
@@ -136,14 +137,14 @@ def explain(load: ServingLoad, context: int, hardware: Hardware, wishes: Serving
 
 
 def _explain_adapters(load: ServingLoad, wishes: ServingWishes, log: Log) -> None:
-    wanted = num_adapters_wanted(load.card, wishes)
+    wanted = num_adapters_wanted(load.card, wishes, on_cpu=load.on_cpu)
     if wishes.num_adapters is not None:
         log.decide("max_loras", load.max_loras, "user", "asked for")
     elif load.max_loras < wanted:
         log.decide("max_loras", load.max_loras, "memory", f"{wanted} adapters of rank {load.max_lora_rank} do not fit")
         log.warn(None if load.max_loras else "No adapter fits beside the model: this plan serves the base alone.")
     else:
-        reason = "adapters in memory at once" if wanted else "vLLM takes no adapters for this architecture"
+        reason = "adapters in memory at once" if wanted else str(lora_obstacle(load.card, on_cpu=load.on_cpu))
         log.decide("max_loras", load.max_loras, "default", reason)
     if wishes.max_lora_rank is None:
         log.decide("max_lora_rank", load.max_lora_rank, "size rule", "the LoRA preset of the model's size")

@@ -1,6 +1,8 @@
 """What a plan knows of vLLM 0.29: which checkpoints it takes, what they weigh, and what is refused with a reason."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,18 @@ def test_a_quantized_checkpoint_goes_to_vllm_at_its_own_weight(
     assert "quantization" not in engine_kwargs(plan)  # vLLM reads it from the checkpoint
     with pytest.raises(ImpossibleCombination, match="served by vLLM alone; name the unquantized checkpoint"):
         plan_serving(plan.card, H100, engine="transformers")
+
+
+def test_adapters_are_planned_where_vllm_has_lora(tmp_path: Path) -> None:
+    card = card_of(tmp_path, W8A8)
+    plan = plan_serving(card, CPU)
+    assert plan.max_loras == 0
+    (reason,) = [decision.reason for decision in plan.decisions if decision.field == "max_loras"]
+    assert reason == "vLLM 0.29 has no LoRA on int8 weights on a CPU"
+    with pytest.raises(ImpossibleCombination, match="no LoRA on int8 weights on a CPU; name the unquantized"):
+        plan_serving(card, CPU, num_adapters=1)
+    assert plan_serving(card_of(tmp_path, GPTQ), CPU).max_loras == 8
+    assert plan_serving(card, H100).max_loras == 8
 
 
 def test_the_dtype_on_a_cpu_is_one_that_vllms_kernels_have(tmp_path: Path) -> None:
@@ -208,3 +222,17 @@ def test_dora_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(AdapterFilesError, match="use_dora=true"):
         read_spec(tmp_path)
+
+
+def test_the_engine_is_chosen_on_the_command_line() -> None:
+    command = Path(sys.executable).with_name("kajiya")
+
+    def kajiya(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([command, *words], capture_output=True, text=True, timeout=120, check=False)
+
+    made = json.loads(kajiya("plan", "smollm2-135m-instruct", "--engine", "vllm", "--json").stdout)
+    assert made["engine"] == "vllm"
+    # `up` plans before it starts anything.
+    refused = kajiya("up", "smollm2-135m-instruct", "--engine", "vllm", "--precision", "int8")
+    assert refused.returncode == 2
+    assert "no 8-bit bitsandbytes in flight; use 'transformers'" in refused.stderr
