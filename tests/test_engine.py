@@ -19,7 +19,7 @@ from transformers import (
     StableLmConfig,
 )
 
-from serve_apps.engine import Engine, EngineStopped, Progress
+from serve_apps.engine import Engine, EngineStopped, Occupancy, Progress
 from serve_apps.sampling import Sampling
 
 NUM_TOKENS = 12
@@ -127,9 +127,7 @@ def test_a_cancelled_request_leaves_the_batch_and_its_memory(engine: Engine) -> 
         return before, engine.num_active_requests()
 
     assert asyncio.run(scenario()) == (1, 0)
-    processor = engine._manager.batch_processor
-    assert processor is not None
-    assert processor.cache.compute_free_capacity() == 1.0
+    assert engine.occupancy().num_cached_tokens == 0
     assert engine._manager.output_router.result_handlers == {}
 
 
@@ -144,6 +142,36 @@ def test_more_requests_than_the_batch_holds_wait_their_turn() -> None:
         engine.stop()
     for prompt, our, their in zip(PROMPTS, ours, theirs, strict=True):
         assert_same(model, prompt, our, their)
+
+
+def test_occupancy_counts_the_batch_the_queue_and_the_tokens_of_blocks_in_use() -> None:
+    engine = Engine(small_model(CONFIGS["llama"]), limits(max_num_seqs=1))
+    engine.start()
+
+    async def scenario() -> tuple[Occupancy, Occupancy]:
+        arrived: asyncio.Queue[Progress] = asyncio.Queue()
+        for name in ("first", "second"):
+            engine.submit(
+                name, PROMPTS[9], max_tokens=20, stop_token_ids=[], sampling=Sampling(temperature=0), slot=-1,
+                on_progress=arrived.put_nowait,
+            )  # fmt: skip
+        await arrived.get()
+        during = engine.occupancy()
+        num_finished = 0
+        while num_finished < 2:
+            num_finished += (await arrived.get()).is_finished
+        async with asyncio.timeout(30):
+            while engine.num_active_requests():  # the last pass may still tidy up
+                await asyncio.sleep(0.01)
+        return during, engine.occupancy()
+
+    try:
+        during, after = asyncio.run(scenario())
+    finally:
+        engine.stop()
+    # 256 tokens are 8 blocks of 32, and one more; the prompt of 37 tokens and its answer of 20 are in 2 of them
+    assert during == Occupancy(num_running=1, num_waiting=1, num_cached_tokens=64, max_cached_tokens=288)
+    assert after == Occupancy(num_running=0, num_waiting=0, num_cached_tokens=0, max_cached_tokens=288)
 
 
 def test_a_full_house_of_longest_requests_fits_the_cache() -> None:
