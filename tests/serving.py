@@ -34,9 +34,9 @@ def serving(args: ServeArgs) -> Iterator[str]:
         shutil.rmtree(f"/tmp/kj{port}", ignore_errors=True)
 
 
-def lively_tiny_folder(folder: Path) -> Path:
+def lively_tiny_folder(folder: Path, *, head_dim: int = 16) -> Path:
     """Write a random model that does not repeat one token for ever, as the usual start does."""
-    tiny_llama_folder(folder)
+    tiny_llama_folder(folder, head_dim=head_dim)
     model = tiny_base(folder)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -30,7 +30,7 @@ from cluster.catalog import find
 from cluster.registry import Registry
 from serve_apps.args import ModelArgs, ServeArgs
 
-ENGINES: tuple[Literal["transformers", "vllm"], ...] = ("transformers",)
+ENGINES: tuple[Literal["transformers", "vllm"], ...] = ("transformers", "vllm")
 WITHOUT_EMBEDDINGS = ("vllm",)
 SMOLLM2 = "smollm2-135m-instruct"
 CAPITAL = "What is the capital of Japan?"
@@ -74,7 +74,7 @@ def served(request: pytest.FixtureRequest, smollm2: Path, tmp_path_factory: pyte
     home = tmp_path_factory.mktemp("conformance")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KAJIYA_REGISTRY", str(home / "registry"))
-        tiny = lively_tiny_folder(home / "tiny-llama")
+        tiny = lively_tiny_folder(home / "tiny-llama", head_dim=32)  # vLLM's attention for CPUs has no narrower heads
         byte_tokenizer(TEMPLATE).save_pretrained(tiny)
         adapter = peft_folder(tiny, home / "poet", seed=1)
         Registry.default().add(adapter, manifest_of(find(str(tiny)), "poet"))

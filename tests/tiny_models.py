@@ -31,7 +31,7 @@ def byte_tokenizer(chat_template: str = CHATML) -> PreTrainedTokenizerFast:
     return fast
 
 
-def tiny_llama_folder(folder: Path, *, seed: int = 0) -> Path:
+def tiny_llama_folder(folder: Path, *, seed: int = 0, head_dim: int = 16) -> Path:
     """Write the model into `folder` and return it; its layers are wide enough for blocks of 64 in 4 bit."""
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -41,6 +41,7 @@ def tiny_llama_folder(folder: Path, *, seed: int = 0) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=head_dim,
         max_position_embeddings=512,
         tie_word_embeddings=True,
         bos_token_id=IM_START,
