@@ -17,7 +17,14 @@ LIBRARIES = ("kajiya", "torch", "transformers", "peft", "accelerate", "ray", "bi
 
 
 def register(
-    folder: Path, name: str, *, plan: TrainingPlan, job: TrainJob, data: Data, outcome: Outcome
+    folder: Path,
+    name: str,
+    *,
+    plan: TrainingPlan,
+    job: TrainJob,
+    data: Data,
+    outcome: Outcome,
+    promote: bool = True,
 ) -> AdapterVersion:
     """Add the adapter in `folder` to the registry, with everything that tells where it came from."""
     card = plan.card
@@ -40,7 +47,7 @@ def register(
         library_versions={library: importlib.metadata.version(library) for library in LIBRARIES},
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    return Registry.default().add(folder, manifest)
+    return Registry.default().add(folder, manifest, promote=promote)
 
 
 def _metrics(job: TrainJob, outcome: Outcome) -> dict[str, float]:

@@ -79,6 +79,25 @@ class PackWorker:
         """Return the trial's adapter as the files of PEFT's format."""
         return self._call(lambda: self._adapter_files(self._trials[trial_id].slot))
 
+    def evaluation_of(self, files: dict[str, bytes]) -> Evaluation:
+        """Return held-out loss and answers of an adapter in PEFT's format; needs a free slot."""
+        return self._call(lambda: self._evaluation_of(files))
+
+    def _evaluation_of(self, files: dict[str, bytes]) -> Evaluation:
+        slot = self._free_slots()[0]
+        with tempfile.TemporaryDirectory() as name:
+            for file, content in files.items():
+                (Path(name) / file).write_bytes(content)
+            self._pack.bank.load_slot(slot, Path(name))
+        try:
+            return evaluate(self._pack, self._tokenizer, slot=slot)
+        finally:
+            self._pack.bank.clear_slot(slot)
+
+    def _free_slots(self) -> list[int]:
+        taken = {trial.slot for trial in self._trials.values()}
+        return [slot for slot in range(self._size.num_slots) if slot not in taken]
+
     def _call(self, function: Callable[[], Result]) -> Result:
         done: Future[Result] = Future()
         self._work.put((function, done))
@@ -153,7 +172,7 @@ class PackWorker:
                     waiting.set_exception(error)
             return
         for slot, loss in zip(made.slots, made.losses, strict=True):
-            trials[slot].note(loss, num_tokens=made.num_tokens // len(made.slots))
+            trials[slot].note(loss, num_tokens=made.num_tokens // len(made.slots), seconds=made.duration_s)
         arrived = [trials[slot] for slot in made.slots if trials[slot].is_at_rung]
         if arrived:
             self._arrive(arrived)
@@ -166,8 +185,7 @@ class PackWorker:
             self._arrived.append((trials[index], trials[index].report(held_out[index])))
 
     def _enter(self, trial_id: str, adapter: AdapterJob, state: TrialState | None) -> bool:
-        taken = {trial.slot for trial in self._trials.values()}
-        free = [slot for slot in range(self._size.num_slots) if slot not in taken]
+        free = self._free_slots()
         if not free:
             return False
         self._pack.enter(free[0], adapter)

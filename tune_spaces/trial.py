@@ -20,6 +20,8 @@ class TrialReport:
     """Of the steps since the report before."""
     num_tokens: int
     """Trained on since the report before, prompts included."""
+    seconds: float
+    """Of the steps since the report before, each shared with whoever was in the pack."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -32,6 +34,7 @@ class Trial:
     until: int = 0
     losses: list[float] = field(default_factory=list)
     num_tokens: int = 0
+    seconds: float = 0.0
     waiting: "Future[TrialReport] | None" = None
     """Whoever asked for steps; None while Ray Tune decides what becomes of the trial."""
 
@@ -40,10 +43,11 @@ class Trial:
         """Return whether it has made the steps it was asked for, or cannot go on."""
         return self.done >= self.until or self.losses[-1] >= DIVERGED_LOSS
 
-    def note(self, loss: float, *, num_tokens: int) -> None:
+    def note(self, loss: float, *, num_tokens: int, seconds: float) -> None:
         """Count one step; a loss that is no number ends the trial."""
         self.done += 1
         self.num_tokens += num_tokens
+        self.seconds += seconds
         self.losses.append(loss if math.isfinite(loss) else DIVERGED_LOSS)
         if self.losses[-1] == DIVERGED_LOSS:
             self.until = self.done
@@ -52,4 +56,7 @@ class Trial:
         """Return what was reached since the report before."""
         losses, self.losses = tuple(self.losses), []
         num_tokens, self.num_tokens = self.num_tokens, 0
-        return TrialReport(step=self.done, held_out_loss=held_out_loss, losses=losses, num_tokens=num_tokens)
+        seconds, self.seconds = self.seconds, 0.0
+        return TrialReport(
+            step=self.done, held_out_loss=held_out_loss, losses=losses, num_tokens=num_tokens, seconds=seconds
+        )

@@ -30,7 +30,7 @@ def attention_of(target_modules: tuple[str, ...]) -> tuple[str, ...]:
 def largest_r(space: Space, default: AdapterJob) -> int:
     """Return the largest rank that a trial may have."""
     values = space.get("r")
-    return int(max(values.values)) if isinstance(values, Choice) else default.spec.r  # type: ignore[arg-type]
+    return int(max(values.values)) if isinstance(values, Choice) else default.spec.r
 
 
 def adapter_bytes(plan: TrainingPlan, *, r: int) -> int:

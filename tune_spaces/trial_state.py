@@ -21,12 +21,11 @@ class TrialState:
 def take_state(pack: Pack, slot: int, *, done: int) -> TrialState:
     """Return a copy of what `slot` holds."""
     parameters = list(pack.bank.parameters())
-    empty = {"exp_avg": None, "exp_avg_sq": None}
-    states = [pack.adamw.state.get(parameter) or empty for parameter in parameters]
+    states = [pack.adamw.state.get(parameter, {}) for parameter in parameters]
 
     def moments(name: str) -> tuple[torch.Tensor, ...]:
         return tuple(
-            torch.zeros_like(parameter[slot], device="cpu") if state[name] is None else state[name][slot].cpu().clone()
+            state[name][slot].cpu().clone() if name in state else torch.zeros_like(parameter[slot], device="cpu")
             for parameter, state in zip(parameters, states, strict=True)
         )
 

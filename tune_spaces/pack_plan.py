@@ -1,0 +1,93 @@
+"""How many trials fit on one base, from the memory of the plan for one of them."""
+
+from dataclasses import dataclass
+
+from cluster.memory import GIB, DoesNotFit
+from cluster.plan import TrainingPlan
+from tune_spaces.trial_jobs import adapter_bytes
+from tune_spaces.values import BadSpace, Choice, Space
+
+MAX_SLOTS = 16
+"""More trials in one pass gain nothing: by then the products are as large as the processor likes them."""
+SHARED = frozenset({"weights", "process", "unpacked linear"})
+"""Items of the memory table that a pack has once; all others it has once for each trial."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackPlan:
+    """The packs of a search."""
+
+    num_slots: int
+    """Trials on one base."""
+    num_workers: int
+    """Bases; one for each GPU, or one on a CPU with all of its cores."""
+    max_r: int
+    memory_bytes: int
+    """Of one worker with all slots in use."""
+
+    @property
+    def num_trials(self) -> int:
+        """Return the trials at a time."""
+        return self.num_slots * self.num_workers
+
+
+def plan_packs(plan: TrainingPlan, *, max_r: int, num_trials: int, num_workers: int | None = None) -> PackPlan:
+    """Return how `num_trials` with ranks up to `max_r` are packed; `plan` is that of one trial on one worker.
+
+    Raises:
+        DoesNotFit: Not even one trial of that rank fits.
+    """
+    workers = num_workers or (plan.hardware.num_gpus if plan.hardware.gpu else 1)
+    workers = min(workers, num_trials)
+    shared, each = pack_bytes(plan, max_r=max_r)
+    fit = (plan.memory.available_bytes // _sharers(plan, workers) - shared) // each
+    if fit < 1:
+        raise DoesNotFit(
+            f"One trial with r={max_r} needs {(shared + each) / GIB:.1f} GiB beside {workers - 1} other workers; "
+            f"there are {plan.memory.available_bytes / GIB:.1f} GiB. Give smaller ranks, or a smaller micro_batch_size."
+        )
+    slots = min(fit, MAX_SLOTS, -(-num_trials // workers))
+    return PackPlan(num_slots=slots, num_workers=workers, max_r=max_r, memory_bytes=shared + slots * each)
+
+
+def pack_bytes(plan: TrainingPlan, *, max_r: int) -> tuple[int, int]:
+    """Return the bytes that the trials of a pack share, and those of each trial with rank `max_r`."""
+    items = {item.name: item.num_bytes for item in plan.memory.items}
+    shared = sum(num_bytes for name, num_bytes in items.items() if name in SHARED)
+    passes = items.get("activations", 0) + items.get("logits", 0)
+    return shared, adapter_bytes(plan, r=max_r) + passes
+
+
+def prune(space: Space, plan: TrainingPlan, *, num_workers: int | None) -> tuple[Space, str | None]:
+    """Return `space` without the ranks of which not even one trial fits, and what was left out, in words.
+
+    Raises:
+        BadSpace: No rank fits.
+    """
+    ranks = space.get("r")
+    if not isinstance(ranks, Choice):
+        return space, None
+    kept = tuple(r for r in ranks.values if _fits(plan, int(r), num_workers))
+    if not kept:
+        smallest = min(int(r) for r in ranks.values)
+        shared, each = pack_bytes(plan, max_r=smallest)
+        raise BadSpace(
+            f"No rank of {', '.join(map(str, ranks.values))} fits: r={smallest} needs {(shared + each) / GIB:.1f} GiB, "
+            f"there are {plan.memory.available_bytes / GIB:.1f}. Use a lighter precision or a smaller micro_batch_size."
+        )
+    if len(kept) == len(ranks.values):
+        return space, None
+    out = ", ".join(str(r) for r in ranks.values if r not in kept)
+    return {**space, "r": Choice(values=kept)}, f"r={out} does not fit into memory and is left out"
+
+
+def _fits(plan: TrainingPlan, r: int, num_workers: int | None) -> bool:
+    try:
+        plan_packs(plan, max_r=r, num_trials=num_workers or 1, num_workers=num_workers)
+    except DoesNotFit:
+        return False
+    return True
+
+
+def _sharers(plan: TrainingPlan, num_workers: int) -> int:
+    return 1 if plan.hardware.gpu else num_workers  # on a CPU all workers share one RAM

@@ -1,0 +1,120 @@
+"""A Ray Tune trial that trains in a slot of a pack worker instead of a process of its own."""
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.actor import ActorHandle
+
+from cluster.errors import UserError
+from cluster.memory import num_lora_parameters
+from train_jobs.job import AdapterJob, TrainJob
+from tune_spaces.trial import DIVERGED_LOSS, TrialReport
+from tune_spaces.trial_jobs import adapter_job
+
+STATE_FILE = "state.pkl"
+ADAPTER_FOLDER = "adapter"
+
+
+class NoSlot(UserError, RuntimeError):
+    """Every slot of every worker is taken."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shared:
+    """What all trials of a search have in common."""
+
+    job: TrainJob
+    """Its one adapter is the plan's own choice."""
+    rungs: tuple[int, ...]
+    """Optimizer steps after which trials report."""
+    workers: tuple[ActorHandle, ...]
+    """`PackWorker` actors."""
+    is_exact_match: bool
+    """Whether each report counts right answers, too."""
+
+    @property
+    def default(self) -> AdapterJob:
+        """Return the plan's own choice."""
+        return self.job.adapters[0]
+
+
+class PackedTrial(tune.Trainable):  # type: ignore[misc] # Ray's interface of a trial with checkpoints
+    """Asks its worker for steps up to the next rung. One actor serves many trials in turn (`reuse_actors`)."""
+
+    def setup(self, config: Mapping[str, Any], shared: Shared) -> None:
+        """Take a slot."""
+        self._shared = shared
+        self._worker: ActorHandle | None = None
+        self._step = 0
+        self._enter(config)
+
+    def reset_config(self, new_config: Mapping[str, Any]) -> bool:
+        """Give the slot back and take one for another trial, or for this one with other values."""
+        self.cleanup()
+        self._step = 0
+        self._enter(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Train to the next rung and return the metrics."""
+        until = next(rung for rung in self._shared.rungs if rung > self._step)
+        report: TrialReport = ray.get(self._worker.advance.remote(self._name, until))  # type: ignore[union-attr]
+        self._step = report.step
+        is_over = report.step >= self._shared.rungs[-1] or report.held_out_loss >= DIVERGED_LOSS
+        return self._metrics(report) | {"done": is_over}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Write the adapter in PEFT's format, and what the trial needs to go on unless it has ended."""
+        folder = Path(checkpoint_dir)
+        (folder / ADAPTER_FOLDER).mkdir()
+        for name, content in ray.get(self._worker.adapter_files.remote(self._name)).items():  # type: ignore[union-attr]
+            (folder / ADAPTER_FOLDER / name).write_bytes(content)
+        if self._step < self._shared.rungs[-1]:
+            state = ray.get(self._worker.state.remote(self._name))  # type: ignore[union-attr]
+            (folder / STATE_FILE).write_bytes(pickle.dumps(state))
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        """Go on where the checkpoint was written, with the values this trial has now."""
+        path = Path(checkpoint_dir) / STATE_FILE
+        if path.is_file():
+            state = pickle.loads(path.read_bytes())  # noqa: S301 (the search's own file)
+            self.cleanup()
+            self._step = state.done
+            self._enter(self.config, state)
+
+    def cleanup(self) -> None:
+        """Give the slot back."""
+        if self._worker is not None:
+            ray.get(self._worker.leave.remote(self._name))
+            self._worker = None
+
+    def _enter(self, config: Mapping[str, Any], state: Any = None) -> None:
+        self._name: str = self.trial_id
+        self._adapter = adapter_job(self._shared.default, config)
+        for worker in self._shared.workers:
+            if ray.get(worker.enter.remote(self._name, self._adapter, state)):
+                self._worker = worker
+                return
+        raise NoSlot("Every slot is taken; there are more trials at a time than slots.")
+
+    def _metrics(self, report: TrialReport) -> dict[str, Any]:
+        spec = self._adapter.spec
+        count = num_lora_parameters(self._shared.job.card, r=spec.r, target_modules=spec.target_modules)
+        metrics = {
+            "step": report.step,
+            "held_out_loss": report.held_out_loss,
+            "training_loss": report.losses[-1],
+            "losses": report.losses,
+            "num_tokens": report.num_tokens,
+            "train_s": report.seconds,
+            "adapter_bytes": 4 * count,
+        }
+        if self._shared.is_exact_match:
+            evaluation = ray.get(self._worker.evaluation.remote(self._name))  # type: ignore[union-attr]
+            metrics["exact_match"] = evaluation.num_right / max(1, evaluation.num_questions)
+        return metrics

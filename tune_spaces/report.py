@@ -1,0 +1,242 @@
+"""A search as one page that needs nothing else: a table and four plots."""
+
+import html
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray.tune import Result
+
+from tune_spaces.arguments import SearchRequest
+from tune_spaces.pack_plan import PackPlan
+from tune_spaces.trial import DIVERGED_LOSS
+
+if TYPE_CHECKING:  # importing it takes half a second
+    from matplotlib.figure import Figure
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; font-size: 14px } td, th { padding: .2rem .8rem; text-align: right }
+tr:nth-child(even) { background: #f4f4f4 } tr.best { background: #dff2e1; font-weight: 600 }
+svg { max-width: 100%; height: auto } dt { color: #666 } dd { margin: 0 0 .4rem }
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """All that the page shows."""
+
+    name: str
+    request: SearchRequest
+    results: tuple[Result, ...]
+    best: Result
+    version: str
+    """Served name of the registered adapter."""
+    spent_s: float
+    predicted_s: float | None
+    packs: PackPlan
+
+
+def write_report(summary: Summary, path: Path) -> None:
+    """Write the page to `path`, whole or not at all."""
+    unfinished = path.with_suffix(".new")
+    unfinished.write_text(page(summary), encoding="utf-8")
+    unfinished.rename(path)
+
+
+def page(summary: Summary) -> str:
+    """Return the page."""
+    request, packs = summary.request, summary.packs
+    predicted = f"{summary.predicted_s:.0f} s without early stopping" if summary.predicted_s else "not measured"
+    facts = {
+        "Model": request.model,
+        "Data": request.data,
+        "Search": f"{request.searcher} and {request.scheduler} over the space {request.space}",
+        "Trials": f"{len(summary.results)}, {packs.num_slots} on each of {packs.num_workers} bases",
+        "Best": f"{summary.version}: {_words(summary.best.config)}",
+        "Predicted": predicted,
+        "Spent": f"{summary.spent_s:.0f} s",
+    }
+    rows = "".join(f"<dt>{name}</dt><dd>{html.escape(value)}</dd>" for name, value in facts.items())
+    plots = (
+        ("Held-out loss at each rung", curves(summary)),
+        ("Values and what they gave", parallel_coordinates(summary)),
+        ("Importance", importance_bars(summary)),
+        ("Adapter size against the objective", front(summary)),
+    )
+    sections = "".join(f"<h2>{title}</h2>{_svg(figure)}" for title, figure in plots if figure is not None)
+    title = html.escape(f"Search {summary.name}")
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+        f"<h1>{title}</h1><dl>{rows}</dl>{sections}<h2>Trials</h2>{table(summary)}</html>"
+    )
+
+
+def table(summary: Summary) -> str:
+    """Return the trials, the best first."""
+    objective, sign = summary.request.objective, 1 if summary.request.mode == "min" else -1
+    done = [result for result in summary.results if result.metrics and objective in result.metrics]
+    fields = sorted({field for result in done for field in result.config})
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("trial", *fields, "steps", objective))
+    lines = []
+    for result in sorted(done, key=lambda r: sign * r.metrics[objective]):
+        cells = [result.metrics["trial_id"], *(_short(result.config.get(field, "")) for field in fields)]
+        cells += [str(result.metrics["step"]), _short(result.metrics[objective])]
+        mark = ' class="best"' if result is summary.best else ""
+        lines.append(f"<tr{mark}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+
+
+def curves(summary: Summary) -> "Figure":
+    """Return the objective of every trial over its steps; stopped ones end early."""
+    figure, axes = _figure()
+    objective = summary.request.objective
+    for result in summary.results:
+        history = result.metrics_dataframe
+        if history is None or objective not in history:
+            continue
+        sound = history[history["held_out_loss"] < DIVERGED_LOSS]
+        is_best = result is summary.best
+        style = {"color": "#1b7837", "linewidth": 2.5, "zorder": 3} if is_best else {"color": "#9970ab", "alpha": 0.6}
+        axes.plot(sound["step"], sound[objective], marker="o", **style)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel(objective)
+    return figure
+
+
+def parallel_coordinates(summary: Summary) -> "Figure | None":
+    """Return one line per trial through its values, the better the darker; None with fewer than two fields."""
+    trials = _sound(summary)
+    fields = [field for field in sorted({f for r in trials for f in r.config}) if len(_values(trials, field)) > 1]
+    if len(fields) < 2 or len(trials) < 2:
+        return None
+    figure, axes = _figure()
+    places = [{value: rank for rank, value in enumerate(_values(trials, field))} for field in fields]
+    order = sorted(trials, key=lambda r: _badness(summary, r), reverse=True)
+    for rank, result in enumerate(order):
+        heights = [place[result.config[field]] / (len(place) - 1) for field, place in zip(fields, places, strict=True)]
+        goodness = rank / (len(order) - 1)
+        axes.plot(
+            range(len(fields)), heights, color=(0.1, 0.47, 0.22, 0.1 + 0.9 * goodness**2), linewidth=1 + 2 * goodness
+        )
+    axes.set_xticks(range(len(fields)), [f"{f}\n{_range(trials, f)}" for f in fields])
+    axes.set_yticks([])
+    return figure
+
+
+def importance_bars(summary: Summary) -> "Figure | None":
+    """Return how much of the objective each field explains; None where there are too few trials to say."""
+    shares = importances(summary)
+    if not shares:
+        return None
+    figure, axes = _figure(height=1 + 0.4 * len(shares))
+    names = sorted(shares, key=lambda field: shares[field])
+    axes.barh(names, [shares[name] for name in names], color="#762a83")
+    axes.set_xlabel("share (PED-ANOVA)")
+    return figure
+
+
+def importances(summary: Summary) -> dict[str, float]:
+    """Return each field's share by PED-ANOVA (arXiv:2304.10255), as Optuna computes it."""
+    trials = _sound(summary)
+    varied = [field for field in trials[0].config if len(_values(trials, field)) > 1] if trials else []
+    if len(trials) < 4 or len(varied) < 2:
+        return {}
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="minimize")
+    distributions = {field: _distribution(optuna, _values(trials, field)) for field in varied}
+    for result in trials:
+        params = {field: result.config[field] for field in varied}
+        value = _badness(summary, result)
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=value))
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator(evaluate_on_local=True)
+    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+
+
+def front(summary: Summary) -> "Figure":
+    """Return size against objective, the trials that no other beats in both joined by a line."""
+    figure, axes = _figure()
+    trials = _sound(summary)
+    axes.scatter(
+        [r.metrics["adapter_bytes"] / 2**20 for r in trials],
+        [r.metrics[summary.request.objective] for r in trials],
+        color="#9970ab",
+    )
+    best = pareto([(r.metrics["adapter_bytes"], _badness(summary, r)) for r in trials])
+    kept = sorted((trials[i] for i in best), key=lambda r: r.metrics["adapter_bytes"])
+    axes.step(
+        [r.metrics["adapter_bytes"] / 2**20 for r in kept],
+        [r.metrics[summary.request.objective] for r in kept],
+        where="post",
+        color="#1b7837",
+    )
+    axes.set_xlabel("adapter, MiB in fp32")
+    axes.set_ylabel(summary.request.objective)
+    return figure
+
+
+def pareto(points: Sequence[tuple[float, ...]]) -> list[int]:
+    """Return the points that no other is at least as small as in everything, and smaller in something."""
+
+    def beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+        return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+
+    return [i for i, point in enumerate(points) if not any(beats(other, point) for other in points)]
+
+
+def _sound(summary: Summary) -> list[Result]:
+    return [
+        r
+        for r in summary.results
+        if r.metrics and summary.request.objective in r.metrics and r.metrics["held_out_loss"] < DIVERGED_LOSS
+    ]
+
+
+def _badness(summary: Summary, result: Result) -> float:
+    sign = 1 if summary.request.mode == "min" else -1
+    return float(sign * result.metrics[summary.request.objective])
+
+
+def _values(trials: Sequence[Result], field: str) -> list[Any]:
+    return sorted({result.config[field] for result in trials if field in result.config})
+
+
+def _range(trials: Sequence[Result], field: str) -> str:
+    values = _values(trials, field)
+    return f"{_short(values[0])} … {_short(values[-1])}"
+
+
+def _distribution(optuna: Any, values: list[Any]) -> Any:
+    if all(isinstance(value, float) for value in values):
+        return optuna.distributions.FloatDistribution(values[0], values[-1], log=values[0] > 0)
+    return optuna.distributions.CategoricalDistribution(values)
+
+
+def _words(config: dict[str, Any]) -> str:
+    return ", ".join(f"{field}={_short(value)}" for field, value in config.items())
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float) and not isinstance(value, bool) and math.isfinite(value):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def _figure(*, height: float = 3.5) -> "tuple[Figure, Any]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: "Figure") -> str:
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg")
+    return drawn.getvalue()[drawn.getvalue().index("<svg") :]

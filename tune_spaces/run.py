@@ -1,0 +1,282 @@
+"""Run a search on a cluster: workers with one base each, Ray Tune over their slots, the best into the registry."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.actor import ActorHandle
+from ray.tune import CheckpointConfig, FailureConfig, Result, ResultGrid, Tuner
+
+from cluster.errors import UserError
+from cluster.plan import TrainingPlan
+from cluster.registry import AdapterVersion
+from train_jobs.arguments import Request
+from train_jobs.job import TrainJob
+from train_jobs.launch import WORKER_ENV
+from train_jobs.loop import Outcome
+from train_jobs.pack import PackSize
+from train_jobs.prepare import Data, build_job, read_data
+from train_jobs.progress import StepMetrics, announce
+from train_jobs.register import register
+from tune_spaces.arguments import SearchRequest
+from tune_spaces.budget import budget_of
+from tune_spaces.halving import rungs
+from tune_spaces.methods import REDUCTION_FACTOR, first_guess, scheduler, searcher
+from tune_spaces.pack_plan import PackPlan
+from tune_spaces.pack_worker import PackWorker
+from tune_spaces.packed_trial import ADAPTER_FOLDER, PackedTrial, Shared
+from tune_spaces.report import Summary, write_report
+from tune_spaces.store import new_search, searches_folder
+from tune_spaces.trial import DIVERGED_LOSS
+from tune_spaces.trial_jobs import adapter_job
+from tune_spaces.values import Space, to_ray
+from tune_spaces.watch import Watch
+
+MAX_FAILURES = 3
+"""How often a trial may lose its worker."""
+FIRST_RUNG_SHARE = 16
+"""The first rung is at this part of a run, where the warm-up leaves room: two halvings by four before the end."""
+
+
+class NothingFound(UserError, RuntimeError):
+    """No trial came far enough to be kept."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """The best trial."""
+
+    result: Result
+    config: dict[str, Any]
+    files: dict[str, bytes]
+    """Its adapter, in PEFT's format."""
+
+
+def run_search(
+    request: SearchRequest, plan: TrainingPlan, space: Space, packs: PackPlan, *, resume: str | None
+) -> AdapterVersion:
+    """Return the registered best of the search.
+
+    Raises:
+        UserError: The data cannot be trained on, the cluster has too little, or no trial came far enough.
+    """
+    begin_s = time.monotonic()
+    data = read_data(as_training_request(request), plan)
+    job = build_job(as_training_request(request), plan, data)
+    job = replace(job, num_threads=max(1, plan.hardware.num_cpus // packs.num_workers))
+    name = resume or new_search(request)
+    announce(
+        "search",
+        f"search {name}: {request.trials} trials of {job.adapters[0].num_steps} steps, {packs.num_slots} on each of "
+        f"{packs.num_workers} bases; after a crash go on with --resume {name}",
+        search=name,
+    )
+    ray.init(ignore_reinit_error=True)
+    workers = start_workers(job, packs, use_gpu=plan.hardware.gpu is not None)
+    shared = Shared(
+        job=job,
+        rungs=rungs_of(request, job),
+        workers=tuple(workers),
+        is_exact_match=request.objective == "exact_match",
+    )
+    watch = Watch(packs, num_trials=request.trials, num_steps=shared.rungs[-1], objective=request.objective)
+    grid = _tuner(request, space, packs, shared, name, watch=watch, is_resumed=resume is not None).fit()
+    best = best_of(grid, request)
+    version = _register(request, plan, data, shared, best)
+    folder = searches_folder() / name
+    summary = Summary(
+        name=name,
+        request=request,
+        results=tuple(grid),
+        best=best.result,
+        version=version.served_name,
+        spent_s=time.monotonic() - begin_s,
+        predicted_s=watch.predicted_s,
+        packs=packs,
+    )
+    write_report(summary, folder / "report.html")
+    _drop_checkpoints(grid)
+    announce("report", f"report: {folder / 'report.html'}", path=str(folder / "report.html"))
+    for worker in workers:
+        ray.kill(worker)
+    return version
+
+
+def as_training_request(request: SearchRequest) -> Request:
+    """Return what a fine-tuning run of one trial would be asked for."""
+    return Request(
+        model=request.model,
+        data=request.data,
+        name=request.name,
+        eval_data=request.eval_data,
+        epochs=request.epochs,
+        max_steps=request.max_steps,
+        method=request.method,
+        precision=request.precision,
+        max_length=request.max_length,
+        train_on="all",
+        num_workers=1,
+        seed=request.seed,
+        overrides=request.overrides,
+    )
+
+
+def start_workers(job: TrainJob, packs: PackPlan, *, use_gpu: bool) -> list[ActorHandle]:
+    """Return the workers, whose bases are being loaded."""
+    spec = job.adapters[0].spec
+    size = PackSize(num_slots=packs.num_slots, max_r=packs.max_r, target_modules=spec.target_modules)
+    remote = ray.remote(PackWorker).options(
+        num_cpus=1,
+        num_gpus=1 if use_gpu else 0,
+        max_concurrency=2 * packs.num_slots + 2,
+        max_restarts=MAX_FAILURES,
+        runtime_env={"env_vars": WORKER_ENV},
+    )
+    empty = replace(job, adapters=())
+    return [remote.remote(empty, size, reduction_factor=REDUCTION_FACTOR) for _ in range(packs.num_workers)]
+
+
+def rungs_of(request: SearchRequest, job: TrainJob) -> tuple[int, ...]:
+    """Return the steps at which trials report: after the warm-up, and as often as the scheduler has use for it."""
+    num_steps = job.adapters[0].num_steps
+    first = min(num_steps, max(job.adapters[0].num_warmup_steps + 1, -(-num_steps // FIRST_RUNG_SHARE)))
+    match request.scheduler:
+        case "fifo":
+            return (num_steps,)
+        case "asha":
+            return rungs(num_steps, first=first, reduction_factor=REDUCTION_FACTOR)
+        case _:
+            return tuple(sorted({*range(first, num_steps, max(first, num_steps // 8)), num_steps}))
+
+
+def _tuner(
+    request: SearchRequest,
+    space: Space,
+    packs: PackPlan,
+    shared: Shared,
+    name: str,
+    *,
+    watch: Watch,
+    is_resumed: bool,
+) -> Tuner:
+    # A trial only waits for its worker; a whole CPU each would leave none for the base.
+    trainable = tune.with_resources(tune.with_parameters(PackedTrial, shared=shared), {"CPU": 0.001})
+    folder = searches_folder() / name
+    if is_resumed and Tuner.can_restore(str(folder)):
+        return Tuner.restore(str(folder), trainable=trainable, resume_unfinished=True, restart_errored=True)
+    is_grid = request.searcher == "grid"
+    budget = budget_of(
+        max_time_s=request.max_time_s, max_gpu_hours=request.max_gpu_hours, num_workers=packs.num_workers
+    )
+    return Tuner(
+        trainable,
+        param_space=to_ray(space, is_grid=is_grid),
+        tune_config=tune.TuneConfig(
+            metric=request.objective,
+            mode=request.mode,
+            num_samples=1 if is_grid else request.trials,
+            search_alg=searcher(
+                request.searcher,  # type: ignore[arg-type] # argparse checked it
+                first_guess=first_guess(space, default_values(shared)),
+                max_concurrent=packs.num_trials,
+                seed=request.seed,
+            ),
+            scheduler=scheduler(
+                request.scheduler,  # type: ignore[arg-type] # argparse checked it
+                space,
+                rungs=shared.rungs,
+            ),
+            time_budget_s=budget.max_time_s,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=str(folder.parent),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_frequency=1, checkpoint_at_end=True),
+            callbacks=[watch],
+            verbose=0,
+        ),
+    )
+
+
+def default_values(shared: Shared) -> dict[str, Any]:
+    """Return the plan's own choice, by field of a space."""
+    job = shared.default
+    return {
+        "r": job.spec.r,
+        "lora_alpha": job.spec.lora_alpha,
+        "lora_dropout": job.spec.lora_dropout,
+        "use_rslora": job.spec.use_rslora,
+        "targets": "all",
+        "learning_rate": job.learning_rate,
+        "weight_decay": job.weight_decay,
+        "lr_scheduler_type": job.lr_scheduler_type,
+        "seed": job.seed,
+    }
+
+
+def best_of(grid: ResultGrid, request: SearchRequest) -> Found:
+    """Return the trial with the best objective among those whose adapter was kept.
+
+    Raises:
+        NothingFound: There is none.
+    """
+    sign = 1 if request.mode == "min" else -1
+    kept = [result for result in grid if result.checkpoint is not None and request.objective in (result.metrics or {})]
+    sound = [result for result in kept if result.metrics["held_out_loss"] < DIVERGED_LOSS]
+    if not sound:
+        errors = [str(error).splitlines()[-1] for error in grid.errors]
+        why = errors[0] if errors else "the budget ended, or every loss diverged"
+        raise NothingFound(f"No trial reached its first report: {why}. Give more time, or smaller learning rates.")
+    best = min(sound, key=lambda result: (sign * result.metrics[request.objective], -result.metrics["step"]))
+    with best.checkpoint.as_directory() as folder:
+        adapter = Path(folder) / ADAPTER_FOLDER
+        files = {path.name: path.read_bytes() for path in adapter.iterdir()}
+    return Found(result=best, config=best.config, files=files)
+
+
+def _register(request: SearchRequest, plan: TrainingPlan, data: Data, shared: Shared, best: Found) -> AdapterVersion:
+    worker = shared.workers[0]
+    before, after = ray.get([worker.evaluation.remote(None), worker.evaluation_of.remote(best.files)])
+    job = replace(shared.job, adapters=(adapter_job(shared.default, best.config),))
+    metrics = best.result.metrics
+    whole = StepMetrics(
+        step=metrics["step"],
+        num_steps=metrics["step"],
+        losses=(metrics["training_loss"],),
+        learning_rates=(),
+        grad_norms=(),
+        num_tokens=metrics["num_tokens"],
+        duration_s=metrics["train_s"],
+    )
+    with best.result.checkpoint.as_directory() as folder:
+        version = register(
+            Path(folder) / ADAPTER_FOLDER,
+            request.name,
+            plan=plan,
+            job=job,
+            data=data,
+            outcome=Outcome(before=before, after=(after,), history=(whole,)),
+            promote=request.promote,
+        )
+    announce(
+        "registered",
+        f"registered {version.served_name}: held-out loss {before.loss:.4f} -> {after.loss:.4f} with {best.config}. "
+        f"It is served as {plan.card.name}:{request.name}",
+        version=version.served_name,
+    )
+    return version
+
+
+def _drop_checkpoints(results: Sequence[Result] | ResultGrid) -> None:
+    """Delete the adapters of all trials: the best one is in the registry, and together they are large."""
+    import shutil
+
+    for result in results:
+        if result.checkpoint is not None:
+            shutil.rmtree(result.checkpoint.path, ignore_errors=True)
