@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 from transformers.generation.continuous_batching import ContinuousBatchingManager
-from transformers.generation.continuous_batching.requests import GenerationOutput
+from transformers.generation.continuous_batching.continuous_api import ContinuousBatchProcessor
+from transformers.generation.continuous_batching.requests import GenerationOutput, RequestState
 
 from cluster.models.bank import AdapterBank
 from serve_apps import attention
 from serve_apps.logprobs import TokenLogprobs
+from serve_apps.prefixes import Prefixes
 from serve_apps.sampling import ROUTE, BatchSampler, Route, Sampling
 
 PAGE_SIZE = 32
@@ -57,7 +59,7 @@ class Occupancy:
     num_waiting: int
     """Requests that wait for a place in it."""
     num_cached_tokens: int
-    """Tokens that the blocks in use can hold; the last of each request is partly empty."""
+    """Tokens that the blocks in use can hold; a request's last block is partly empty, and a shared one counts once."""
     max_cached_tokens: int
 
 
@@ -65,6 +67,10 @@ class _Manager(ContinuousBatchingManager):  # type: ignore[misc] # transformers 
     """transformers' manager, with our attention and the adapters of each pass around its forward call."""
 
     adapters_of_pass: Callable[[], AbstractContextManager[None]] = nullcontext
+    salt_of: Callable[[RequestState], int]
+    """Tells the adapters of requests apart; 0 is the bare base."""
+    prefixes: Prefixes | None = None
+    """None until the generation thread has made the cache."""
 
     def switch_to_cb_friendly_attn(self, model: PreTrainedModel, auto_switch_to_flash: bool = True) -> None:  # noqa: FBT001, FBT002
         """Take the per-request attention on a CPU, and what transformers thinks best elsewhere."""
@@ -75,6 +81,20 @@ class _Manager(ContinuousBatchingManager):  # type: ignore[misc] # transformers 
             attention.PerRequestAttention(model)
         else:
             super().switch_to_cb_friendly_attn(model, auto_switch_to_flash)
+
+    def _create_batch_processor(self) -> ContinuousBatchProcessor:
+        processor = super()._create_batch_processor()
+        vocab_size = self.model.config.get_text_config().vocab_size
+        self.prefixes = Prefixes(processor, self.salt_of, vocab_size=vocab_size)
+        return processor
+
+    def _generation_loop_body(self, batch_processor: ContinuousBatchProcessor, bootstrapping: bool) -> bool:  # noqa: FBT001
+        assert self.prefixes is not None
+        # transformers forgets idle blocks only when nothing at all can go on. A pass takes no more than this.
+        config = self.continuous_batching_config
+        self.prefixes.make_room(config.max_batch_tokens // PAGE_SIZE + config.max_requests_per_batch)
+        is_going_on: bool = super()._generation_loop_body(batch_processor, bootstrapping)
+        return is_going_on
 
     def _generation_step(self) -> None:
         # Between `prepare_next_batch` and this call nothing else runs, so the sampler knows exactly this pass.
@@ -95,6 +115,7 @@ class Engine:
         self._manager = _Manager(model, GenerationConfig(do_sample=False, eos_token_id=-1), _config(limits))
         self._manager.logit_processor = self._sampler
         self._manager.adapters_of_pass = self._adapters_of_pass
+        self._manager.salt_of = self._salt_of
 
     def start(self) -> None:
         """Start the generation thread."""
@@ -179,10 +200,12 @@ class Engine:
         if processor is None:  # the generation thread has not come so far yet, or is gone
             return Occupancy(num_running=0, num_waiting=num_new, num_cached_tokens=0, max_cached_tokens=0)
         max_tokens = PAGE_SIZE * _num_blocks(self.limits)
+        used = max_tokens * (1 - processor.cache.compute_free_capacity())
+        idle = 0 if self._manager.prefixes is None else PAGE_SIZE * self._manager.prefixes.num_idle_blocks
         return Occupancy(
             num_running=len(processor.scheduler.active_requests),
             num_waiting=len(processor.scheduler.waiting_requests) + num_new,
-            num_cached_tokens=round(max_tokens * (1 - processor.cache.compute_free_capacity())),
+            num_cached_tokens=round(used) - idle,
             max_cached_tokens=max_tokens,
         )
 
@@ -216,6 +239,12 @@ class Engine:
             return nullcontext()
         return self._bank.tokens(slots)
 
+    def _salt_of(self, state: RequestState) -> int:
+        slot: int = state.logit_processor_kwargs[ROUTE].slot
+        if slot < 0 or self._bank is None:
+            return 0
+        return 1 + slot + self._bank.num_slots * self._bank.version(slot)
+
 
 def _num_blocks(limits: EngineLimits) -> int:
     return math.ceil(limits.kv_cache_tokens / PAGE_SIZE) + limits.max_num_seqs  # each ends in a partial block
@@ -228,8 +257,7 @@ def _config(limits: EngineLimits) -> ContinuousBatchingConfig:
         num_blocks=_num_blocks(limits),
         max_batch_tokens=max(limits.max_batch_tokens, limits.max_num_seqs),
         max_requests_per_batch=limits.max_num_seqs,
-        # The same tokens under two adapters have different keys and values; transformers' block hashes do not know.
-        allow_block_sharing=False,
+        allow_block_sharing=True,  # within an adapter: see `Prefixes`
         # Both would run the sampler's Python once and replay its kernels for other requests.
         use_async_batching=False,
         use_cuda_graph=False,

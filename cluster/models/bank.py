@@ -68,6 +68,10 @@ class AdapterBank:
         """Return what each slot holds."""
         return tuple(self._specs)
 
+    def version(self, k: int) -> int:
+        """Return how often slot `k` was given other contents."""
+        return self._routing.versions[k]
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield the trainable weights, A [K, R, d_in] and B [K, R, d_out] of each layer in the model's order."""
         for layer in self.layers.values():
