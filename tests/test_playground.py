@@ -3,14 +3,11 @@
 import base64
 import hashlib
 import re
-from dataclasses import replace
 
 import pytest
 from starlette.responses import HTMLResponse
 
 from serve_apps.playground import playground
-from serve_apps.states import ModelState
-from serve_apps.status import readiness, state_body
 
 POLICY_OF_NOTHING = {"default-src", "base-uri", "form-action", "frame-ancestors"}
 
@@ -58,40 +55,3 @@ def test_both_languages_say_the_same_things(page: HTMLResponse) -> None:
     assert keys[0] == keys[1]
     used = set(re.findall(r"\bt\.(\w+)", html)) | set(re.findall(r"data-(?:t|label|placeholder)=\"(\w+)\"", html))
     assert used - set(keys[0]) == set()
-
-
-def state(model: str, **changes: object) -> ModelState:
-    one = ModelState(
-        model=model, status="HEALTHY", message="", num_running=1, num_starting=0, num_stopping=0,
-        target_num_replicas=1, min_replicas=0, max_replicas=4, num_gpus=0.25, accelerator_type="L4", replicas=(),
-    )  # fmt: skip
-    return replace(one, **changes)  # type: ignore[arg-type]
-
-
-RUNNING = state("a")
-ASLEEP = state("b", num_running=0, target_num_replicas=0)
-STARTING = state("b", num_running=0, num_starting=1)
-FAILED = state("b", num_running=0, status="UNHEALTHY")
-
-
-@pytest.mark.parametrize(
-    ("other", "status", "word"),
-    [
-        (ASLEEP, 200, "at zero, wakes on request"),
-        (STARTING, 503, "starting"),
-        (FAILED, 503, "failed"),
-        (None, 503, "starting"),
-    ],
-)
-def test_ready_is_when_every_model_answers_or_would_wake(other: ModelState | None, status: int, word: str) -> None:
-    answer = readiness(["a", "b"], [RUNNING, *([other] if other else [])])
-    assert answer.status_code == status
-    assert f'"a":"ready","b":"{word}"' in bytes(answer.body).decode()
-
-
-def test_the_state_tells_replicas_and_shares_of_gpus_but_no_nodes() -> None:
-    body = state_body([RUNNING], {"total": 8.0, "used": 0.25})
-    assert body["gpus"] == {"total": 8.0, "used": 0.25}
-    assert body["models"][0]["phase"] == "running"
-    assert (body["models"][0]["num_gpus"], body["models"][0]["accelerator_type"]) == (0.25, "L4")
-    assert "replicas" not in body["models"][0]
