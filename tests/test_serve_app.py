@@ -1,9 +1,11 @@
-"""The application as its users meet it: over HTTP, with the official client."""
+"""The application as its users meet it: over HTTP, with the official client.
+
+What any engine has to answer is in `test_conformance.py`; here are batches, adapters that come and go, keys, and
+clients that leave.
+"""
 
 import asyncio
 import json
-import shutil
-import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,21 +15,18 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import ray
 import torch
 from greedy import assert_same, generate
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from ray import serve
-from tiny_models import tiny_llama_folder
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from registered import manifest_of, peft_folder
+from serving import lively_tiny_folder, serving, tiny_base
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.catalog import find
 from cluster.keys import KeyStore
-from cluster.manifest import DataSource, Manifest
-from cluster.models.fingerprint import base_fingerprint
 from cluster.registry import Registry
 from cluster.scopes import parse_scopes
-from serve_apps.app import build
 from serve_apps.args import ModelArgs, ServeArgs
 from serve_apps.keyring import STALE_S
 
@@ -50,47 +49,15 @@ QUESTIONS = [
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model as a folder, which is a model of the user's own."""
-    folder = tiny_llama_folder(tmp_path_factory.mktemp("models") / "tiny-llama")
-    model = tiny_base(folder)
-    with torch.no_grad():
-        for parameter in model.parameters():  # the usual start repeats one token for ever
-            if parameter.dim() > 1:
-                parameter.mul_(4)
-    model.save_pretrained(folder)
-    return folder
-
-
-def tiny_base(folder: Path) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return model
+    return lively_tiny_folder(tmp_path_factory.mktemp("models") / "tiny-llama")
 
 
 def register(base: Path, folder: Path, *, name: str, seed: int, fingerprint: str | None = None) -> Path:
     """Make an adapter that changes answers and register it; its PEFT folder is returned."""
-    torch.manual_seed(seed)
-    peft = get_peft_model(
-        tiny_base(base), LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "up_proj"])
-    )
-    for parameter_name, parameter in peft.named_parameters():
-        if "lora_B" in parameter_name:
-            torch.nn.init.normal_(parameter, std=0.5)
-    peft.save_pretrained(folder)
-    card = find(str(base))
-    manifest = Manifest(
-        model=card.name,
-        name=name,
-        base_model_id=card.model_id,
-        base_revision=None,
-        base_fingerprint=fingerprint or base_fingerprint(card),
-        precision="fp32",
-        adapter={},
-        plan={},
-        data=DataSource(file="x.jsonl", sha256="0" * 64, num_samples=1, num_trained_tokens=1),
-        metrics={},
-        library_versions={},
-        created_at="2026-01-01T00:00:00+00:00",
-    )
-    Registry.default().add(folder, manifest)
+    manifest = manifest_of(find(str(base)), name)
+    if fingerprint is not None:
+        manifest = manifest.model_copy(update={"base_fingerprint": fingerprint})
+    Registry.default().add(peft_folder(base, folder, seed=seed), manifest)
     return folder
 
 
@@ -110,24 +77,11 @@ def adapters(registry_of_the_module: None, tiny: Path, tmp_path_factory: pytest.
 
 
 @pytest.fixture(scope="module")
-def url(
-    smollm2: Path, tiny: Path, adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    """The address of an application with two models, on a Ray of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    # Sockets live in the folder, and their paths must be short.
-    ray.init(num_cpus=2, include_dashboard=False, _temp_dir=f"/tmp/kj{port}", log_to_driver=False)
-    try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
-        args = ServeArgs(models=[SMOLLM2, ModelArgs(model=str(tiny), max_num_seqs=16, max_model_len=256)])
-        serve.run(build(args), name="kajiya")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        serve.shutdown()
-        ray.shutdown()
-        shutil.rmtree(f"/tmp/kj{port}", ignore_errors=True)
+def url(smollm2: Path, tiny: Path, adapters: dict[str, Path]) -> Iterator[str]:
+    """The address of an application with two models."""
+    models: list[str | ModelArgs] = [SMOLLM2, ModelArgs(model=str(tiny), max_num_seqs=16, max_model_len=256)]
+    with serving(ServeArgs(models=models)) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -138,17 +92,6 @@ def client(url: str) -> openai.OpenAI:
 def ask(client: openai.OpenAI, question: str, *, model: str = SMOLLM2, **fields: Any) -> Any:
     messages = [{"role": "user", "content": question}]
     return client.chat.completions.create(**{"model": model, "messages": messages, "temperature": 0, **fields})
-
-
-def text_of(stream: Any) -> str:
-    return "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
-
-
-def test_the_model_answers(client: openai.OpenAI) -> None:
-    answer = ask(client, "What is the capital of Japan?")
-    assert answer.choices[0].message.content == "The capital of Japan is Tokyo."
-    assert answer.choices[0].finish_reason == "stop"
-    assert answer.model == SMOLLM2
 
 
 def test_twenty_questions_at_once_are_answered_as_by_generate(client: openai.OpenAI, smollm2: Path) -> None:
@@ -171,54 +114,12 @@ def test_twenty_questions_at_once_are_answered_as_by_generate(client: openai.Ope
         assert answer.choices[0].finish_reason == "length"
 
 
-def test_a_stream_says_the_same_as_a_whole_answer_and_ends_with_usage(client: openai.OpenAI) -> None:
-    whole = ask(client, QUESTIONS[7], max_tokens=20)
-    options: dict[str, Any] = {"max_tokens": 20, "stream": True, "stream_options": {"include_usage": True}}
-    chunks = list(ask(client, QUESTIONS[7], **options))
-    assert text_of(chunks) == whole.choices[0].message.content
-    assert chunks[0].choices[0].delta.role == "assistant"
-    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
-    assert chunks[-1].choices == []
-    assert chunks[-1].usage == whole.usage
-    assert len(chunks) > 5  # it did stream
-
-
 def test_a_stream_of_japanese_has_whole_characters_only(client: openai.OpenAI, tiny: Path) -> None:
     # every token of this model is a byte, so most characters of its prompt's language take three
     stream = ask(client, "研ぎ", model=tiny.name, max_tokens=60, temperature=1.5, seed=3, stream=True)
     streamed = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
     whole = ask(client, "研ぎ", model=tiny.name, max_tokens=60, temperature=1.5, seed=3)
     assert "".join(streamed) == whole.choices[0].message.content
-
-
-def test_a_stop_string_ends_the_answer_before_it(client: openai.OpenAI) -> None:
-    whole = ask(client, QUESTIONS[7], max_tokens=30).choices[0].message.content
-    stop = whole[20:26]
-    answer = ask(client, QUESTIONS[7], max_tokens=30, stop=[stop])
-    assert answer.choices[0].message.content == whole[: whole.index(stop)]
-    assert answer.choices[0].finish_reason == "stop"
-    assert answer.usage.completion_tokens < 30
-    assert text_of(ask(client, QUESTIONS[7], max_tokens=30, stop=stop, stream=True)) == whole[: whole.index(stop)]
-
-
-def test_completions_continue_texts(client: openai.OpenAI) -> None:
-    prompts = ["The capital of France is", "One, two, three,"]
-    answer = client.completions.create(model=SMOLLM2, prompt=prompts, max_tokens=6, temperature=0)
-    assert [choice.index for choice in answer.choices] == [0, 1]
-    assert "Paris" in answer.choices[0].text
-    assert "four" in answer.choices[1].text
-    assert answer.usage is not None
-    assert answer.usage.completion_tokens == 12
-    stream = client.completions.create(model=SMOLLM2, prompt=prompts[0], max_tokens=6, temperature=0, stream=True)
-    assert "".join(chunk.choices[0].text for chunk in stream) == answer.choices[0].text
-
-
-def test_several_answers_and_seeds(client: openai.OpenAI, tiny: Path) -> None:
-    options: dict[str, Any] = {"model": tiny.name, "n": 3, "max_tokens": 12, "temperature": 1.0, "seed": 4}
-    first, second = (ask(client, "a", **options) for _ in range(2))
-    texts = [choice.message.content for choice in first.choices]
-    assert len(set(texts)) == 3
-    assert texts == [choice.message.content for choice in second.choices]
 
 
 def test_models_are_listed_with_their_adapters(client: openai.OpenAI, tiny: Path) -> None:
@@ -295,28 +196,6 @@ def test_an_adapter_that_cannot_be_used_is_refused_and_the_engine_goes_on(
     with pytest.raises(openai.NotFoundError, match="shop"):
         ask(client, "q", model=f"{tiny.name}:nobody")
     assert ask(client, "q", model=f"{tiny.name}:shop", max_tokens=2).usage.completion_tokens <= 2
-
-
-@pytest.mark.parametrize(
-    ("fields", "kind", "param"),
-    [
-        ({"model": "gpt-4"}, openai.NotFoundError, "model"),
-        ({"max_tokens": 10**6}, openai.BadRequestError, "max_tokens"),
-        ({"logprobs": True}, openai.BadRequestError, "logprobs"),
-        ({"extra_body": {"guided_regex": "a"}}, openai.BadRequestError, "guided_regex"),
-        ({"messages": "hello"}, openai.BadRequestError, "messages"),
-        ({"stream_options": {"include_usage": True}}, openai.BadRequestError, "stream_options"),
-        ({"stream": True, "temperature": -1}, openai.BadRequestError, "temperature"),
-    ],
-)
-def test_errors_have_openais_shape(
-    client: openai.OpenAI, fields: dict[str, Any], kind: type[openai.APIStatusError], param: str
-) -> None:
-    with pytest.raises(kind) as caught:
-        ask(client, "q", **fields)
-    assert isinstance(caught.value.body, dict)
-    assert set(caught.value.body) == {"message", "type", "param", "code"}
-    assert caught.value.body["param"] == param
 
 
 def test_a_body_that_is_not_json_is_a_400(url: str) -> None:
