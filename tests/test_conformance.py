@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import httpx
-import jsonschema  # type: ignore[import-untyped]
+import jsonschema
 import openai
 import pytest
 import torch
@@ -78,7 +78,7 @@ def served(request: pytest.FixtureRequest, smollm2: Path, tmp_path_factory: pyte
         byte_tokenizer(TEMPLATE).save_pretrained(tiny)
         adapter = peft_folder(tiny, home / "poet", seed=1)
         Registry.default().add(adapter, manifest_of(find(str(tiny)), "poet"))
-        models = [
+        models: list[str | ModelArgs] = [
             ModelArgs(model=SMOLLM2, engine=request.param),
             ModelArgs(model=str(tiny), engine=request.param, max_num_seqs=8, max_model_len=512),
         ]
