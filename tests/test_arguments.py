@@ -1,6 +1,5 @@
 """The command line of the fine-tuning job."""
 
-
 import pytest
 
 from train_jobs.arguments import UsageError, read_arguments
