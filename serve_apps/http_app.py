@@ -1,7 +1,11 @@
 """The FastAPI application under the ingress: middlewares, and every error in OpenAI's shape."""
 
-from fastapi import FastAPI, Request
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel
 from ray.exceptions import RayActorError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
@@ -16,6 +20,33 @@ from serve_apps.refusals import Refusal
 from serve_apps.responses import error_body
 from serve_apps.version_counts import VersionCounts
 
+MAX_MESSAGE_CHARS = 2000
+MAX_PARAM_CHARS = 200
+
+
+class ErrorObject(BaseModel):
+    """OpenAI's description of what went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    """The field of the request that is at fault."""
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is an error."""
+
+    error: ErrorObject
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "The request was refused; it never reached the model."},
+    "5XX": {"model": ErrorBody, "description": "The request failed. After a 503, ask again in Retry-After seconds."},
+}
+"""In the OpenAPI document, in place of FastAPI's own shape."""
+KEY = HTTPBearer(auto_error=False, description="An API key. The gate asks for it; this only documents it.")
+
 
 def make_app() -> FastAPI:
     """Return the FastAPI application that the ingress's routes are put on.
@@ -23,7 +54,7 @@ def make_app() -> FastAPI:
     Ray's own adds a middleware that copies every chunk of a stream through a queue, CORS for all origins, and errors
     in another shape than OpenAI's.
     """
-    app = FastAPI(title="Kajiya", docs_url=None, redoc_url=None)
+    app = FastAPI(title="Kajiya", docs_url=None, redoc_url=None, responses=ERRORS, dependencies=[Depends(KEY)])
     app.state.version_counts = VersionCounts()
     app.add_middleware(Gate, refuse=refusal_response)
     # The last that is added is the first that is passed.
@@ -41,6 +72,8 @@ def make_app() -> FastAPI:
 def _error(status: int, message: str, param: str | None = None, code: str | None = None) -> JSONResponse:
     kinds = {404: "not_found_error", 403: "permission_error", 429: "rate_limit_error"}
     kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
+    # Names of fields and models are the client's, and may be as long as a body.
+    message, param = message[:MAX_MESSAGE_CHARS], param and param[:MAX_PARAM_CHARS]
     return JSONResponse(error_body(message, kind=kind, param=param, code=code), status_code=status)
 
 

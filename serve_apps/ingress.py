@@ -7,8 +7,9 @@ from typing import Any
 
 from fastapi import Request
 from pydantic import BaseModel
+from ray.llm._internal.serve.core.configs.openai_api_models import TokenizeChatRequest
 from ray.serve.llm.ingress import OpenAiIngress
-from starlette.responses import HTMLResponse, JSONResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from cluster.registry import Registry
 from serve_apps.admission import Admission, not_allowed
@@ -18,15 +19,17 @@ from serve_apps.gate import admission_of
 from serve_apps.meter import Meter
 from serve_apps.playground import playground
 from serve_apps.refusals import Refusal
+from serve_apps.request_bodies import ChatBody, CompletionBody, EmbeddingBody, TokenizeBody, whole_messages
 from serve_apps.status import Status
 from serve_apps.versions import Versions
 from serve_apps.waking import PatientHandle
 
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 ENDPOINTS = {
     "models": lambda app: app.get("/v1/models"),
     "model_data": lambda app: app.get("/v1/models/{model:path}"),
-    "completions": lambda app: app.post("/v1/completions"),
-    "chat": lambda app: app.post("/v1/chat/completions"),
+    "completions": lambda app: app.post("/v1/completions", responses=STREAMED),
+    "chat": lambda app: app.post("/v1/chat/completions", responses=STREAMED),
     "embeddings": lambda app: app.post("/v1/embeddings"),
     "tokenize": lambda app: app.post("/tokenize"),
     "detokenize": lambda app: app.post("/detokenize"),
@@ -62,6 +65,28 @@ class Ingress(OpenAiIngress):  # type: ignore[misc] # the constructor and routin
     async def page(self) -> HTMLResponse:
         """Return the playground."""
         return playground()
+
+    async def chat(self, body: ChatBody, request: Request) -> Response:
+        """Answer a conversation, whole or as a stream of server-sent events."""
+        response: Response = await super().chat(whole_messages(body), request)
+        return response
+
+    async def completions(self, body: CompletionBody, request: Request) -> Response:
+        """Go on with one or more texts, whole or as a stream of server-sent events."""
+        response: Response = await super().completions(body, request)
+        return response
+
+    async def embeddings(self, body: EmbeddingBody, request: Request) -> Response:
+        """Embed texts: the mean of the last hidden states over each text's tokens, not scaled to length 1."""
+        response: Response = await super().embeddings(body, request)
+        return response
+
+    async def tokenize(self, body: TokenizeBody, request: Request) -> Response:
+        """Count the tokens of a prompt, or of a conversation as the model would read it."""
+        if isinstance(body, TokenizeChatRequest):
+            body = whole_messages(body)
+        response: Response = await super().tokenize(body, request)
+        return response
 
     async def models(self, request: Request) -> JSONResponse:
         """List the base models and every adapter of theirs, as `model:adapter`, as far as the key may use them."""

@@ -19,13 +19,14 @@ class Meter:
 
     def __init__(self, call: Call, body: BaseModel) -> None:
         self._call = call
-        options = getattr(body, "stream_options", None)
+        given = getattr(body, "stream_options", None)
+        options = given if isinstance(given, StreamOptions) else None  # else it is anything, on a body without streams
         self._is_usage_wanted = options is not None and bool(options.include_usage)
         call.is_stream = bool(getattr(body, "stream", False))
         if call.is_stream and not self._is_usage_wanted:
             # Beside what else the client may have set, which the engine has yet to check.
-            given = {} if options is None else options.model_dump()
-            vars(body)["stream_options"] = StreamOptions(**(given | {"include_usage": True}))
+            fields = {} if options is None else options.model_dump()
+            vars(body)["stream_options"] = StreamOptions(**(fields | {"include_usage": True}))
 
     def read(self, item: Any) -> Any:
         """Return `item`, a response object or the text of events, as the client is to see it."""

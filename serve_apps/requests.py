@@ -10,13 +10,15 @@ from serve_apps.conversations import read_conversation
 from serve_apps.fields import refuse_unsupported
 from serve_apps.grammar import Grammar, compile_grammar
 from serve_apps.message_stream import PLAIN, Reading
-from serve_apps.prompts import read_prompts
+from serve_apps.prompts import check_tokens, read_prompts
 from serve_apps.refusals import Refusal, in_range, unsupported
 from serve_apps.sampling import Sampling
 from serve_apps.sampling_fields import read_grammar, read_sampling
 from serve_apps.tools import ToolUse, calls_schema
 
 MAX_STOPS = 16
+MAX_STOP_TOKENS = 128
+"""Of a request, besides the model's own: fewer than any vocabulary has, so that a token is left to go on with."""
 SUPPORTED = frozenset({"messages", "prompt", "model", "stream", "stream_options"}) | {
     *("max_tokens", "max_completion_tokens", "n", "stop", "stop_token_ids", "ignore_eos"),
     *("temperature", "top_p", "top_k", "min_p", "min_tokens", "seed", "logprobs", "top_logprobs"),
@@ -132,7 +134,7 @@ def _job(
     sampling = read_sampling(fields, limits.defaults, vocab_size=limits.vocab_size)
     if (grammar := read_grammar(fields, tokenizer, limits.stop_token_ids)) is not None:
         sampling = replace(sampling, grammar=grammar)
-    stop_token_ids = () if fields["ignore_eos"] else limits.stop_token_ids
+    own_stop_token_ids = () if fields["ignore_eos"] else limits.stop_token_ids
     options = fields["stream_options"]
     if options is not None and vars(options)["continuous_usage_stats"]:
         raise unsupported("stream_options.continuous_usage_stats", "use include_usage")
@@ -144,7 +146,7 @@ def _job(
         ),
         num_prompt_tokens=sum(map(len, prompts)),
         stop=_stops(fields["stop"]),
-        stop_token_ids=frozenset((*stop_token_ids, *(fields["stop_token_ids"] or ()))),
+        stop_token_ids=frozenset((*own_stop_token_ids, *_stop_token_ids(fields["stop_token_ids"], limits.vocab_size))),
         is_stream=bool(fields["stream"]),
         is_usage_streamed=options is not None and bool(options.include_usage),
     )
@@ -174,3 +176,12 @@ def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
     if len(stops) > MAX_STOPS or not all(stops):
         raise Refusal(f"stop has {len(stops)} texts; give up to {MAX_STOPS}, none of them empty.", param="stop")
     return stops
+
+
+def _stop_token_ids(token_ids: list[int] | None, vocab_size: int) -> list[int]:
+    token_ids = token_ids or []
+    if len(token_ids) > MAX_STOP_TOKENS:
+        message = f"stop_token_ids has {len(token_ids)} tokens; give up to {MAX_STOP_TOKENS}."
+        raise Refusal(message, param="stop_token_ids")
+    check_tokens("stop_token_ids", token_ids, vocab_size)
+    return token_ids

@@ -48,7 +48,12 @@ def draw(
         scores = scores.masked_fill(scores < least, -torch.inf)
     if 0 < top_k < len(scores):
         scores, candidates = scores.topk(top_k)
-    place = _draw_nucleus(scores.softmax(-1), top_p, generator)
+    probabilities = scores.softmax(-1)
+    if math.isnan(float(probabilities[0])):
+        # All of them are, if one score was, or every one is -inf. There is nothing to draw from, and a place beyond the
+        # vocabulary would end the batch for everybody.
+        return int(scores.argmax()) if candidates is None else int(candidates[0])
+    place = _draw_nucleus(probabilities, top_p, generator)
     return place if candidates is None else int(candidates[place])
 
 

@@ -90,3 +90,25 @@ def test_nobody_without_a_key_has_a_body_read(gated: Gated) -> None:
     taken: list[int] = []
     assert post(gated, chunks(MAX_BODY_BYTES, taken=taken), "kj-none").status_code == 401
     assert taken == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        rb'"\ud83d"',  # the first half of a pair
+        rb'"a\uDe00b"',  # the second
+        b'"\xed\xa0\xbd"',  # one that is encoded as if it were a character
+        b'"\xff"',
+        '"é"'.encode("utf-16"),
+        rb'"\ud83d"'.decode().encode("utf-16-le"),
+    ],
+)
+def test_what_is_no_text_is_refused_before_anything_reads_it(gated: Gated, text: bytes) -> None:
+    answer = post(gated, text if b"\0" in text else b'{"use": ["m"], "x": %s}' % text, gated.key())
+    assert error_of(answer)[0] == 400
+    assert "UTF-8" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("text", [rb"\ud83d\ude00", rb"\\ud83d", "\U0001f600".encode()])
+def test_whole_pairs_and_backslashes_pass(gated: Gated, text: bytes) -> None:
+    assert post(gated, b'{"use": ["m"], "x": "%s"}' % text, gated.key()).status_code == 200

@@ -113,6 +113,9 @@ def test_text_parts_are_joined() -> None:
         ({"n": 5}, "n"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"stop": [""]}, "stop"),
+        ({"stop_token_ids": [10**9]}, "stop_token_ids"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids"),
+        ({"stop_token_ids": list(range(200))}, "stop_token_ids"),
         ({"messages": []}, "messages"),
     ],
 )

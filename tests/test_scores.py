@@ -1,5 +1,6 @@
 from collections import Counter
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -105,3 +106,12 @@ def test_without_generated_tokens_nothing_is_subtracted() -> None:
     ours = torch.ones(3)
     penalize_counts(ours, {}, presence=2, frequency=2)
     assert ours.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.5}, {"top_k": 5}, {"min_p": 0.5}])
+@pytest.mark.parametrize("score", [-torch.inf, torch.nan])
+def test_scores_that_leave_nothing_to_draw_give_a_token_of_the_vocabulary_at_once(
+    score: float, options: dict[str, Any]
+) -> None:
+    # It would be embedded in the next pass, in which every request of the batch takes part.
+    assert 0 <= draw(torch.full((V,), score), generator(), temperature=1, **options) < V
