@@ -19,8 +19,9 @@ DOWNSCALE_DELAY_S = 300.0
 """Half of Serve's own; still longer than any model here takes to load again."""
 DRAIN_TIMEOUT_S = 600.0
 """How long a replica that is taken away may finish its answers; Serve's own 20 s would cut long ones off."""
-OVERLOADED_STATUS = 429
-RETRY_AFTER_S = 5.0
+FULL_QUEUE_STATUS = 429
+RETRY_AFTER_S = 5
+"""When to ask again: a replica that is being loaded, or a full queue, may well have room by then."""
 
 
 def deployment_options(plan: ServingPlan, wish: ModelArgs) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def deployment_options(plan: ServingPlan, wish: ModelArgs) -> dict[str, Any]:
     return _replicas(plan, wish) | {
         "max_ongoing_requests": math.ceil(ONGOING_SHARE * plan.max_num_seqs),
         "max_queued_requests": wish.max_queued_requests,
-        "backpressure_config": {"status_code": OVERLOADED_STATUS, "retry_after_s": RETRY_AFTER_S},
+        "backpressure_config": {"status_code": FULL_QUEUE_STATUS, "retry_after_s": RETRY_AFTER_S},
         "graceful_shutdown_timeout_s": DRAIN_TIMEOUT_S,
     }
 

@@ -5,16 +5,19 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serve_apps.facts import ModelFacts
 from serve_apps.refusals import Refusal
+from serve_apps.scaling import RETRY_AFTER_S
 from serve_apps.states import ModelState, model_states, why_not_running
 
-RETRY_AFTER_S = 5
-"""A replica that is being loaded, or a full queue, may well have room by then."""
 FAILED_RETRY_AFTER_S = 60
+"""When to ask again for a model whose replicas do not start: somebody has to put it right first."""
+LOST_RETRY_AFTER_S = 1
+"""Another replica may take the request at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,8 +59,19 @@ class PatientHandle:
             raise too_many(self.facts.name, error) from None
         except DeploymentUnavailableError:
             raise _failed(self.facts.name) from None
-        async for item in response:
-            yield item
+        except RayActorError:
+            raise replica_lost() from None
+        try:
+            async for item in response:
+                yield item
+        except RayActorError:
+            raise replica_lost() from None
+
+
+def replica_lost() -> Refusal:
+    """Return what a client is told whose replica died."""
+    message = "The replica that ran this request was lost. Try again."
+    return Refusal(message, code="replica_lost", status=503, retry_after_s=LOST_RETRY_AFTER_S)
 
 
 def too_many(model: str, error: BackPressureError) -> Refusal:
