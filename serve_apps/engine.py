@@ -5,11 +5,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 from transformers.generation.continuous_batching import ContinuousBatchingManager
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchProcessor
-from transformers.generation.continuous_batching.requests import GenerationOutput, RequestState
+from transformers.generation.continuous_batching.requests import FutureRequestState, GenerationOutput, RequestState
+from transformers.generation.continuous_batching.scheduler import Scheduler
 
 from cluster.models.bank import AdapterBank
 from serve_apps import attention
@@ -86,6 +88,7 @@ class _Manager(ContinuousBatchingManager):  # type: ignore[misc] # transformers 
         processor = super()._create_batch_processor()
         vocab_size = self.model.config.get_text_config().vocab_size
         self.prefixes = Prefixes(processor, self.salt_of, vocab_size=vocab_size)
+        _sort_by_slot(processor.scheduler)
         return processor
 
     def _generation_loop_body(self, batch_processor: ContinuousBatchProcessor, bootstrapping: bool) -> bool:  # noqa: FBT001
@@ -240,10 +243,27 @@ class Engine:
         return self._bank.tokens(slots)
 
     def _salt_of(self, state: RequestState) -> int:
-        slot: int = state.logit_processor_kwargs[ROUTE].slot
+        slot = slot_of(state)
         if slot < 0 or self._bank is None:
             return 0
         return 1 + slot + self._bank.num_slots * self._bank.version(slot)
+
+
+def slot_of(state: RequestState) -> int:
+    """Return the slot of the request's adapter, -1 for the bare base."""
+    route: Route = state.logit_processor_kwargs[ROUTE]
+    return route.slot
+
+
+def _sort_by_slot(scheduler: Scheduler) -> None:
+    """Put the rows of one adapter side by side: a product reads and writes them in place."""
+    schedule = scheduler.schedule_batch
+
+    def schedule_batch(*budgets: int) -> tuple[list[FutureRequestState] | None, *tuple[Any, ...]]:
+        requests, *sizes = schedule(*budgets)
+        return requests and sorted(requests, key=lambda request: slot_of(request.state)), *sizes
+
+    scheduler.schedule_batch = schedule_batch
 
 
 def _num_blocks(limits: EngineLimits) -> int:

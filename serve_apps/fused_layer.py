@@ -57,7 +57,7 @@ class FusedLayer(nn.Module):
         states = self._o(attended.reshape(len(states), -1), (attention.o_proj,), residual=states)
         normed = _norm(self.post_attention_layernorm, states)
         gate, up = self._gate_up(normed, (mlp.gate_proj, mlp.up_proj)).chunk(2, dim=-1)  # [N, I] each
-        states = self._down(mlp.act_fn(gate) * up, (mlp.down_proj,), residual=states)
+        states = self._down(mlp.act_fn(gate).mul_(up), (mlp.down_proj,), residual=states)
         return states.view(shape)
 
     def _heads(

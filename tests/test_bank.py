@@ -26,6 +26,7 @@ from transformers import (
 from cluster.errors import UserError
 from cluster.models.adapter_spec import AdapterSpec
 from cluster.models.bank import AdapterBank
+from cluster.models.routing import route_tokens
 
 SIZES: dict[str, Any] = {
     "vocab_size": 96,
@@ -266,7 +267,7 @@ def test_rows_may_use_some_of_the_slots_in_any_order(tmp_path: Path) -> None:
     assert (mixed[:2] - mixed[2:]).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("num_tokens", [12, 200], ids=["dense", "segments"])
+@pytest.mark.parametrize("num_tokens", [12, 400], ids=["dense", "segments"])
 @pytest.mark.parametrize(("make", "targets"), FAMILIES)
 def test_tokens_of_mixed_adapters_equal_peft_and_the_bare_base_is_bit_equal(
     make: Callable[[], PreTrainedModel], targets: tuple[str, ...], num_tokens: int, tmp_path: Path
@@ -303,6 +304,15 @@ def test_tokens_of_mixed_adapters_equal_peft_and_the_bare_base_is_bit_equal(
     with bank.tokens(torch.full((num_tokens,), -1)):
         assert torch.equal(layer(x), expected[-1])
     assert torch.equal(layer(x), expected[-1])
+
+
+def test_long_passes_of_mixed_adapters_have_a_product_each_and_short_ones_one_together() -> None:
+    specs = [AdapterSpec(r=8, lora_alpha=8, target_modules=("q_proj",))] * 2
+    versions = {0: 0, 1: 0}
+    for num_tokens, is_dense in ((128, True), (129, False)):  # 1024 tokens x mean rank
+        slots = torch.tensor([0] * 100 + [1] * (num_tokens - 100))
+        routed = route_tokens(slots, specs, versions=versions, like=torch.empty(0))
+        assert (routed.mask is not None, len(routed.segments)) == (is_dense, 0 if is_dense else 2)
 
 
 def test_tokens_of_one_adapter_give_pefts_logits_for_a_whole_prompt(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_a_packed_model_answers_twenty_requests_as_generate_does(name: str) -> N
         assert_same(plain, prompt, our, their)
 
 
-@pytest.mark.parametrize("num_tokens", [16, 200], ids=["dense", "segments"])
+@pytest.mark.parametrize("num_tokens", [16, 400], ids=["dense", "segments"])
 @torch.no_grad()
 def test_adapters_update_joined_products_as_they_update_single_ones(num_tokens: int, tmp_path: Path) -> None:
     folders = [adapter_folder(small_model(CONFIGS["llama"]), tmp_path / f"{i}", r=2 + 2 * i, seed=i) for i in range(2)]

@@ -86,22 +86,22 @@ class BankedLinear(nn.Module):
         lora_a, lora_b = self._pack(tokens)  # [S, d_in], [S, d_out]
         if len(x) != tokens.num_tokens:
             raise ValueError(f"{len(x)} tokens in the pass, {tokens.num_tokens} in its routing")
-        if tokens.coefficients is not None:
-            _add(result, (x.to(lora_a.dtype) @ lora_a.T).mul_(tokens.coefficients), lora_b)
+        if tokens.mask is not None:
+            _add(result, (x.to(lora_a.dtype) @ lora_a.T).mul_(tokens.mask), lora_b)
             return
         for segment in tokens.segments:
-            hidden = (x[segment.tokens].to(lora_a.dtype) @ lora_a[segment.ranks].T).mul_(segment.scaling)
+            hidden = x[segment.tokens].to(lora_a.dtype) @ lora_a[segment.ranks].T
             if isinstance(segment.tokens, slice):
                 _add(result[segment.tokens], hidden, lora_b[segment.ranks])
             else:
                 result[segment.tokens] = _plus(result[segment.tokens], hidden, lora_b[segment.ranks])
 
     def _pack(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the adapters of the pass without padding; kept, since the next decoding step mixes the same ones."""
+        """Return A and scaled B of the pass's adapters without padding; the next decoding step mixes the same ones."""
         if self._packed is None or self._packed_key != tokens.versions:
-            parts = list(zip(tokens.slots, tokens.ranks, strict=True))
-            lora_a = torch.cat([self.lora_A.detach()[slot, :r] for slot, r in parts])
-            lora_b = torch.cat([self.lora_B.detach()[slot, :r] for slot, r in parts])
+            parts = list(zip(tokens.slots, tokens.ranks, tokens.scaling, strict=True))
+            lora_a = torch.cat([self.lora_A.detach()[slot, :r] for slot, r, _ in parts])
+            lora_b = torch.cat([self.lora_B.detach()[slot, :r] * scaling for slot, r, scaling in parts])
             self._packed, self._packed_key = (lora_a, lora_b), tokens.versions
         return self._packed
 
