@@ -52,7 +52,7 @@ def gptq_folder(base: Path, folder: Path, *, group_size: int = 32) -> Path:
             tensors[name] = weight
             continue
         layer = name.removesuffix(".weight")
-        groups = weight.unflatten(1, (-1, group_size))  # [out, groups, group_size]
+        groups = weight.reshape(len(weight), -1, group_size)  # [out, groups, group_size]
         scales = (groups.abs().amax(-1) / 7).clamp(min=1e-8)
         levels = ((groups / scales[..., None]).round().clamp(-8, 7) + 8).flatten(1).to(torch.int64)
         zeros = torch.full_like(scales, 7, dtype=torch.int64)  # the file holds the zero point less one
@@ -91,7 +91,7 @@ def awq_folder(base: Path, folder: Path, *, group_size: int = 32) -> Path:
 
 def four_bit(weight: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return levels [out, in] in 0..15, scales and zero points [out, groups] with weight = (level - zero) x scale."""
-    groups = weight.unflatten(1, (-1, group_size))  # [out, groups, group_size]
+    groups = weight.reshape(len(weight), -1, group_size)  # [out, groups, group_size]
     low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
     scales = ((high - low) / 15).clamp(min=1e-8)
     zeros = (-low / scales).round().clamp(0, 15)
@@ -101,7 +101,7 @@ def four_bit(weight: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch
 
 def pack(levels: torch.Tensor, *, dim: int) -> torch.Tensor:
     """Return eight 4-bit values per int32 along `dim`, the first in the lowest bits."""
-    groups = levels.unflatten(dim, (-1, 8))
+    groups = levels.reshape(*levels.shape[:dim], -1, 8, *levels.shape[dim + 1 :])
     shifts = torch.arange(0, 32, 4).reshape([-1 if i == dim + 1 else 1 for i in range(3)])
     packed = (groups << shifts).sum(dim + 1)
     return torch.where(packed >= 2**31, packed - 2**32, packed).to(torch.int32).contiguous()
@@ -109,7 +109,7 @@ def pack(levels: torch.Tensor, *, dim: int) -> torch.Tensor:
 
 def interleave(levels: torch.Tensor, order: list[int]) -> torch.Tensor:
     """Return `levels` [rows, columns] with each eight columns in `order`."""
-    return levels.unflatten(1, (-1, 8))[:, :, order].flatten(1)
+    return levels.reshape(len(levels), -1, 8)[:, :, order].flatten(1)
 
 
 def write(base: Path, folder: Path, tensors: dict[str, torch.Tensor], quantization: dict[str, Any]) -> Path:

@@ -156,8 +156,14 @@ def test_an_adapter_that_cannot_be_used_is_refused(
 
 
 def test_a_client_that_leaves_frees_its_place(url: str) -> None:
-    body = {"model": NAME, "messages": [{"role": "user", "content": "Count."}], "max_tokens": 190, "stream": True}
-    assert num_active() == 0  # the first call through a handle takes long
+    server = serve.get_deployment_handle(f"VllmServer:{NAME}", "kajiya")
+
+    def num_active() -> int:
+        count: int = server.num_active_requests.remote().result(timeout_s=60)
+        return count
+
+    body = {"model": NAME, "messages": [{"role": "user", "content": "Count."}], "max_tokens": 200, "stream": True}
+    assert num_active() == 0  # a handle's first call takes long
     with (
         httpx.Client(timeout=60) as http,
         http.stream("POST", f"{url}/v1/chat/completions", json=body | {"ignore_eos": True}) as response,
@@ -169,9 +175,3 @@ def test_a_client_that_leaves_frees_its_place(url: str) -> None:
     while num_active() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert num_active() == 0
-
-
-def num_active() -> int:
-    handle = serve.get_deployment_handle(f"VllmServer:{NAME}", "kajiya")
-    count: int = handle.num_active_requests.remote().result(timeout_s=60)
-    return count
