@@ -20,6 +20,9 @@ START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 8.0
 TOKEN_FILE = Path("~/.ray/auth_token")
 """Where Ray keeps the token of this user's clusters."""
+QUICK_RECOVERY = {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2"}
+"""Serve starts a dead HTTP proxy again after three checks that failed. Its own period of 10 s keeps the port shut for
+half a minute."""
 
 
 class PortInUse(UserError, OSError):
@@ -83,7 +86,9 @@ def start_ray(*, dashboard_port: int = 8265) -> LocalRay:
         head = subprocess.Popen(
             _head_command(gcs_port, dashboard_port, temp_dir),
             # A job's `python` is then ours, also where the virtual environment is not activated.
-            env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"},
+            env=QUICK_RECOVERY
+            | os.environ
+            | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

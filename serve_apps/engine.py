@@ -162,7 +162,7 @@ class Engine:
                 Progress(
                     token_ids=output.generated_tokens[before:],
                     is_finished=output.is_finished(),
-                    error=output.error or (route.error if output.is_finished() else None),
+                    error=_error_of(output, route),
                     logprobs=route.logprobs[before:seen],
                 )
             )
@@ -264,6 +264,12 @@ def _sort_by_slot(scheduler: Scheduler) -> None:
         return requests and sorted(requests, key=lambda request: slot_of(request.state)), *sizes
 
     scheduler.schedule_batch = schedule_batch
+
+
+def _error_of(output: GenerationOutput, route: Route) -> str | None:
+    if output.error is not None:
+        return output.error or "no reason given"  # the text of an exception, which may have none
+    return route.error if output.is_finished() else None
 
 
 def _num_blocks(limits: EngineLimits) -> int:

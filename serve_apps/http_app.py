@@ -19,6 +19,7 @@ from serve_apps.metrics import count
 from serve_apps.refusals import Refusal
 from serve_apps.responses import error_body
 from serve_apps.version_counts import VersionCounts
+from serve_apps.waking import replica_lost
 
 MAX_MESSAGE_CHARS = 2000
 MAX_PARAM_CHARS = 200
@@ -111,7 +112,7 @@ async def _http_error(_: Request, error: HTTPException) -> JSONResponse:
 
 
 async def _replica_lost(_: Request, error: RayActorError) -> JSONResponse:  # noqa: ARG001
-    return _error(503, "The replica that ran this request was lost. Try again.")
+    return refusal_response(replica_lost())
 
 
 async def _failed(_: Request, error: Exception) -> JSONResponse:  # noqa: ARG001 (Starlette logs it after this)

@@ -12,6 +12,7 @@ from ray.serve.llm.ingress import OpenAiIngress
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from cluster.registry import Registry
+from serve_apps import responses
 from serve_apps.admission import Admission, not_allowed
 from serve_apps.call import Call, call_of
 from serve_apps.facts import ModelFacts
@@ -158,18 +159,31 @@ class Ingress(OpenAiIngress):  # type: ignore[misc] # the constructor and routin
         admission_of(call).reserve(vars(body), call_method, self._facts[name.partition(":")[0]].max_model_len)
         call.response_headers |= admission_of(call).quota.headers()
         meter = Meter(call, body)
-        async for item in super()._get_response(body=body, call_method=call_method, raw_request=raw_request):
-            first = item[0] if isinstance(item, list) else item
-            error = getattr(first, "error", None)
-            if error is not None:
-                raise Refusal(
-                    error.message,
-                    param=error.param,
-                    code=getattr(error, "kind", None),
-                    status=error.code,
-                    retry_after_s=getattr(error, "retry_after_s", None),
-                )
-            yield meter.read(item)
+        try:
+            async for item in super()._get_response(body=body, call_method=call_method, raw_request=raw_request):
+                _raise_refused(item)
+                yield meter.read(item)
+        except Refusal as refusal:
+            if call.first_token_s is None:
+                raise
+            # The status is sent already, so the stream says it.
+            call.error_code = refusal.code
+            yield responses.event(
+                responses.error_body(refusal.message, kind="server_error", param=refusal.param, code=refusal.code)
+            )
+
+
+def _raise_refused(item: Any) -> None:
+    first = item[0] if isinstance(item, list) else item
+    error = getattr(first, "error", None)
+    if error is not None:
+        raise Refusal(
+            error.message,
+            param=error.param,
+            code=getattr(error, "kind", None),
+            status=error.code,
+            retry_after_s=getattr(error, "retry_after_s", None),
+        )
 
 
 _STARTED = int(time.time())

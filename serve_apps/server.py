@@ -23,12 +23,14 @@ from ray.serve.llm.openai_api_models import (
 from serve_apps import embeddings, responses
 from serve_apps.answers import Answering
 from serve_apps.embeddings import read_embeddings
+from serve_apps.engine import EngineStopped
 from serve_apps.message_stream import MessageStreams
 from serve_apps.refusals import Refusal
 from serve_apps.requests import Job, read_chat, read_completion
 from serve_apps.responses import Endpoint, Head
 from serve_apps.runtime import Runtime, start_runtime
 from serve_apps.tokenizing import detokenize, tokenize
+from serve_apps.waking import LOST_RETRY_AFTER_S
 
 MAX_EVENTS_PER_S = 64
 """Server-sent events of all streams together. Each crosses three processes, which compete with the model for cores."""
@@ -169,6 +171,8 @@ async def _refusable(items: AsyncIterator[Any]) -> AsyncIterator[Any]:
             yield item
     except Refusal as refusal:
         yield refusal_response(refusal)
+    except EngineStopped as error:  # Serve replaces this replica; another may take the request at once
+        yield refusal_response(Refusal(str(error), code="engine_failed", status=503, retry_after_s=LOST_RETRY_AFTER_S))
 
 
 async def _whole(answering: Answering, job: Job, head: Head) -> ChatCompletionResponse | CompletionResponse:
