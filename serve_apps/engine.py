@@ -3,7 +3,7 @@
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -220,7 +220,11 @@ class Engine:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Hold the batch between two passes, so that weights can be changed; requests in flight go on after."""
-        with self._pausing, self._manager.pause():
+        with self._pausing, ExitStack() as stack:
+            try:
+                stack.enter_context(self._manager.pause())
+            except RuntimeError as error:
+                raise EngineStopped(str(error)) from error
             yield
 
     def attach_bank(self, *, num_slots: int, max_r: int, target_modules: tuple[str, ...]) -> AdapterBank:

@@ -221,6 +221,10 @@ def test_a_dying_engine_tells_everybody_in_its_batch_to_try_again(
         async with app.client() as http:
             fields: list[dict[str, Any]] = [{}, {"stop": "never"}, {"n": 2}, {"stream": True}]
             asked = [asyncio.create_task(http.post("/v1/completions", json=body | more)) for more in fields]
+            text = {"model": card.name, "input": ["a" * 200] * 20}
+            embedded = await asyncio.gather(*(http.post("/v1/embeddings", json=text) for _ in range(60)))
+            # Those that waited for a pause between two passes; the first ones got it.
+            assert {200, 503} >= {answer.status_code for answer in embedded} >= {503}
             answers = await asyncio.gather(*asked)
             return [*answers, await http.post("/v1/completions", json=body)]
 
