@@ -126,6 +126,8 @@ def choose_compute_dtype(card: ModelCard, hardware: Hardware, log: Log, precisio
         log.decide("compute_dtype", _DTYPES[precision], "default", f"unquantized {precision} weights compute in kind")
         return _DTYPES[precision]
     if hardware.gpu is None:
+        if precision in PREQUANTIZED:
+            log.warn(traps.INT8_ON_CPU if card.checkpoint_bits == 8 else traps.FOUR_BITS_ON_CPU)
         if precision in PREQUANTIZED and card.checkpoint_bits != 8:
             log.decide("compute_dtype", "bfloat16", "hardware", "vLLM's 4-bit kernel for CPUs takes 16-bit activations")
             return "bfloat16"

@@ -116,10 +116,13 @@ def test_adapters_are_planned_where_vllm_has_lora(tmp_path: Path) -> None:
 
 
 def test_the_dtype_on_a_cpu_is_one_that_vllms_kernels_have(tmp_path: Path) -> None:
-    assert plan_serving(card_of(tmp_path, W8A8), CPU).compute_dtype == "float32"
+    eight_bits = plan_serving(card_of(tmp_path, W8A8), CPU)
+    assert eight_bits.compute_dtype == "float32"
+    assert any("beyond +-63 saturate" in warning for warning in eight_bits.warnings)
     for four_bits in (W4A16, GPTQ, AWQ):
         plan = plan_serving(card_of(tmp_path, four_bits), CPU)
         assert (plan.engine, plan.compute_dtype) == ("vllm", "bfloat16")
+        assert any("needs AVX-512" in warning for warning in plan.warnings)
 
 
 @pytest.mark.parametrize(
