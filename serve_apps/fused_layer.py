@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import rms_norm
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, eager_attention_forward
@@ -46,7 +45,7 @@ class FusedLayer(nn.Module):
         shape, attention, mlp = hidden_states.shape, self.self_attn, self.mlp
         states: torch.Tensor = hidden_states.reshape(-1, shape[-1])  # [N, hidden]
         normed = _norm(self.input_layernorm, states)
-        qkv = self._qkv(normed, (attention.q_proj, attention.k_proj, attention.v_proj))
+        qkv = self._qkv.forward(normed, (attention.q_proj, attention.k_proj, attention.v_proj))
         query, key, value = self._heads(qkv.view(*shape[:-1], -1, attention.head_dim), position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, attention.layer_idx)
@@ -54,10 +53,10 @@ class FusedLayer(nn.Module):
             self.config._attn_implementation, eager_attention_forward
         )
         attended, _ = attend(attention, query, key, value, attention_mask, scaling=attention.scaling, **kwargs)
-        states = self._o(attended.reshape(len(states), -1), (attention.o_proj,), residual=states)
+        states = self._o.forward(attended.reshape(len(states), -1), (attention.o_proj,), residual=states)
         normed = _norm(self.post_attention_layernorm, states)
-        gate, up = self._gate_up(normed, (mlp.gate_proj, mlp.up_proj)).chunk(2, dim=-1)  # [N, I] each
-        states = self._down(mlp.act_fn(gate).mul_(up), (mlp.down_proj,), residual=states)
+        gate, up = self._gate_up.forward(normed, (mlp.gate_proj, mlp.up_proj)).chunk(2, dim=-1)  # [N, I] each
+        states = self._down.forward(mlp.act_fn(gate).mul_(up), (mlp.down_proj,), residual=states)
         return states.view(shape)
 
     def _heads(
@@ -120,5 +119,5 @@ def _join(owner: nn.Module, *names: str) -> JoinedLinears:
 
 
 def _norm(norm: Any, states: torch.Tensor) -> torch.Tensor:
-    result: torch.Tensor = rms_norm(states, states.shape[-1:], norm.weight, norm.variance_epsilon)
+    result: torch.Tensor = torch.rms_norm(states, states.shape[-1:], norm.weight, norm.variance_epsilon)
     return result

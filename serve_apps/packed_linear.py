@@ -16,6 +16,9 @@ from cluster.models.banked_linear import BankedLinear
 
 ROWS = 16
 """Rows the layout is chosen for; any number of rows works with it."""
+# The overloads themselves: finding them anew takes microseconds, in every layer of every pass.
+_LINEAR = torch.ops.mkldnn._linear_pointwise.default
+_LINEAR_PLUS = torch.ops.mkldnn._linear_pointwise.binary
 
 
 class JoinedLinears(nn.Module):
@@ -27,6 +30,9 @@ class JoinedLinears(nn.Module):
         self._bias = _join_biases(linears)
         weight = torch.cat([linear.weight.detach() for linear in linears])
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+        # The overloads themselves: finding them anew would take microseconds, in every layer of every pass.
+        self._multiply = torch.ops.mkldnn._linear_pointwise.default
+        self._multiply_add = torch.ops.mkldnn._linear_pointwise.binary
 
     def forward(
         self,
@@ -36,12 +42,11 @@ class JoinedLinears(nn.Module):
         residual: torch.Tensor | None = None,  # [N, out]
     ) -> torch.Tensor:
         """Return `x` times the weights, plus biases, `residual` and the updates of those `parts` with adapters."""
-        ops = torch.ops.mkldnn._linear_pointwise
         output: torch.Tensor
         if residual is None:
-            output = ops(x, self._packed, self._bias, "none", [], "")
+            output = self._multiply(x, self._packed, self._bias, "none", [], "")
         else:
-            output = ops.binary(x, residual, self._packed, self._bias, "add")
+            output = self._multiply_add(x, residual, self._packed, self._bias, "add")
         start = 0
         for part, size in zip(parts, self.sizes, strict=False):
             if isinstance(part, BankedLinear):
