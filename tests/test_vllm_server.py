@@ -63,10 +63,10 @@ def peft_folder(base: Path, folder: Path, *, seed: int, r: int) -> Path:
 
 @pytest.fixture(scope="module")
 def url(quantized: Path, tiny: Path, adapters: Path) -> Iterator[str]:
-    sizes: dict[str, Any] = {"max_model_len": 256, "max_num_seqs": 8}
     models = [
-        ModelArgs(model=str(quantized), **sizes),  # no engine is named: only vLLM takes it, and the plan knows
-        ModelArgs(model=str(tiny), engine="vllm", num_adapters=2, max_lora_rank=8, **sizes),
+        # No engine is named: only vLLM takes it, and the plan knows.
+        ModelArgs(model=str(quantized), max_model_len=2048, max_num_seqs=2),
+        ModelArgs(model=str(tiny), engine="vllm", max_model_len=256, max_num_seqs=8, num_adapters=2, max_lora_rank=8),
     ]
     with serving(ServeArgs(models=list(models))) as address:
         yield address
@@ -162,7 +162,7 @@ def test_a_client_that_leaves_frees_its_place(url: str) -> None:
         count: int = server.num_active_requests.remote().result(timeout_s=60)
         return count
 
-    body = {"model": NAME, "messages": [{"role": "user", "content": "Count."}], "max_tokens": 200, "stream": True}
+    body = {"model": NAME, "messages": [{"role": "user", "content": "Count."}], "max_tokens": 1900, "stream": True}
     assert num_active() == 0  # a handle's first call takes long
     with (
         httpx.Client(timeout=60) as http,
@@ -171,7 +171,7 @@ def test_a_client_that_leaves_frees_its_place(url: str) -> None:
         line = next(line for line in response.iter_lines() if line)
         assert json.loads(line.removeprefix("data: "))["object"] == "chat.completion.chunk"
         assert num_active() == 1
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 10  # 1900 tokens would take longer
     while num_active() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert num_active() == 0
