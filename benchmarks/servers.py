@@ -13,6 +13,8 @@ from typing import Any
 
 import httpx
 
+from cluster.local_ray import SERVE_SETTINGS
+
 READY_TIMEOUT_S = 600
 CONTEXT = 2048
 PEER_PREFIX = "/peer"
@@ -38,6 +40,8 @@ def serve_instance() -> Iterator[str]:
     folder = f"/tmp/kajiya-bench-{port}"  # noqa: S108 (Ray's sockets need a short path)
     # Ray lowers the priority of its workers; peers outside of it run at the priority of their shell.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    for name, value in SERVE_SETTINGS.items():  # as `kajiya up` starts Ray; the peer on Ray Serve has them, too
+        os.environ.setdefault(name, value)
     # Ray counts reservations, not cores: two applications may be there at once, and one of them is idle.
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
     try:
@@ -92,12 +96,25 @@ def transformers_serve(model_folder: Path, *, num_cached_tokens: int, max_batch_
 
 @contextmanager
 def vllm_serve(model: str, model_folder: Path, adapters: Mapping[str, Path], *, max_lora_rank: int) -> Iterator[str]:
-    """Run `vllm serve` with LoRA in float32, all adapters in memory at once, and yield its address."""
-    arguments = ["serve", str(model_folder), "--served-model-name", model, "--dtype", "float32", "--enforce-eager"]
+    """Run vLLM's own server with LoRA in float32, all adapters in memory at once, and yield its address.
+
+    By its module: the `vllm` command looks for a package of that name, and the CPU build has another.
+    """
+    arguments = [
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(model_folder),
+        "--served-model-name",
+        model,
+        "--dtype",
+        "float32",
+        "--enforce-eager",
+    ]
     arguments += ["--max-model-len", str(CONTEXT), "--max-num-seqs", "32", "--enable-lora"]
     arguments += ["--max-loras", str(len(adapters)), "--max-lora-rank", str(max_lora_rank)]
     arguments += ["--lora-modules", *(f"{name}={folder}" for name, folder in adapters.items())]
-    with _running("vllm", arguments, {"VLLM_CPU_KVCACHE_SPACE": str(KV_CACHE_GIB)}) as url:
+    with _running("python", arguments, {"VLLM_CPU_KVCACHE_SPACE": str(KV_CACHE_GIB)}) as url:
         yield url
 
 

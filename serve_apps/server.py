@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import itertools
+import os
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -32,9 +33,10 @@ from serve_apps.runtime import Runtime, start_runtime
 from serve_apps.tokenizing import detokenize, tokenize
 from serve_apps.waking import LOST_RETRY_AFTER_S
 
-MAX_EVENTS_PER_S = 64
-"""Server-sent events of all streams together. Each crosses three processes, which compete with the model for cores."""
-MAX_EVENT_INTERVAL_S = 0.25
+MAX_EVENTS_PER_S = 16 * (os.cpu_count() or 1)
+"""Server-sent events of all streams of this replica together. Each costs the processes that it crosses a millisecond or
+two, and on a CPU they compete with the model for cores."""
+MAX_EVENT_INTERVAL_S = 0.5
 
 
 class TransformersServer:

@@ -25,7 +25,7 @@ from serving import lively_tiny_folder, serving
 from streaming_load import Load, ending_of
 
 from cluster.catalog import find
-from cluster.local_ray import QUICK_RECOVERY
+from cluster.local_ray import SERVE_SETTINGS
 from cluster.registry import Registry
 from serve_apps.args import ModelArgs, ServeArgs
 from serve_apps.sampling import Route
@@ -50,7 +50,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     home = tmp_path_factory.mktemp("chaos")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KAJIYA_HOME", str(home / "home"))
-        for name, value in QUICK_RECOVERY.items():
+        for name, value in SERVE_SETTINGS.items():
             patch.setenv(name, value)
         folder = lively_tiny_folder(home / MODEL)
         for seed in (1, 2):
