@@ -18,6 +18,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.generation.continuous_batching.cache import PagedAttentionCache, group_layers_by_attn_type
 
+from serve_apps.kernels import kernels
+
 DROPS_ARGUMENTS = frozenset({"stablelm"})
 """Model types whose layers do not hand a pass's arguments to the attention (transformers 5.19): with transformers' own
 functions each token would see only its pass, without an error."""
@@ -55,12 +57,21 @@ class Layout:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Places:
+    """Where the cached tokens of a pass lie in which every request has one new token, for `Kernels.attend`."""
+
+    places: torch.Tensor  # [B, S], int64
+    lengths: torch.Tensor  # [B], int64
+    scores: torch.Tensor  # [B, H, S], to work in
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Pass:
     """One forward pass, as all layers see it."""
 
     cache: PagedAttentionCache
     write_index: torch.Tensor  # [T]: where in the cache the keys and values of the pass go
-    layout: Layout
+    layout: Layout | Places
 
 
 class PerRequestAttention:
@@ -68,6 +79,8 @@ class PerRequestAttention:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._pass: Pass | None = None
+        self._kernels = kernels() if model.dtype == torch.float32 and model.device.type == "cpu" else None
+        self._num_heads: int = model.config.get_text_config().num_attention_heads
         name = next(_names)
         AttentionInterface.register(name, self)
         model.set_attn_implementation(name)
@@ -79,9 +92,13 @@ class PerRequestAttention:
             return
         (read_index,) = kwargs["read_index"]
         (bounds_k,) = kwargs["cu_seq_lens_k"].values()
-        dtype = kwargs["cache"].dtype
-        layout = lay_out(kwargs["cu_seq_lens_q"].tolist(), bounds_k.tolist(), read_index, dtype)
         (write_index,) = kwargs["write_index"]
+        layout: Layout | Places
+        if self._kernels is not None and len(read_index) and kwargs["max_length_q"] == 1:
+            layout = find_places(bounds_k, read_index, num_heads=self._num_heads)
+        else:
+            dtype = kwargs["cache"].dtype
+            layout = lay_out(kwargs["cu_seq_lens_q"].tolist(), bounds_k.tolist(), read_index, dtype)
         self._pass = Pass(cache=kwargs["cache"], write_index=write_index, layout=layout)
 
     def __call__(
@@ -101,7 +118,11 @@ class PerRequestAttention:
             raise RuntimeError("this attention runs inside continuous batching only")
         # What `PagedAttentionCache.update` does, without its bookkeeping in every layer.
         allocator = now.cache.layer_to_allocator[module.layer_idx]
-        new = (x[0].transpose(0, 1) for x in (key, value))  # [T, H / G, D] each
+        new = [x[0].transpose(0, 1) for x in (key, value)]  # [T, H / G, D] each
+        if isinstance(now.layout, Places):
+            return self._attend(
+                query[0].transpose(0, 1), new, allocator._kv_token_views[module.layer_idx], scaling
+            ), None
         index = now.layout.read_index
         keys, values = allocator.update(*new, module.layer_idx, index, now.write_index)  # [S, H / G, D]
         if len(now.layout.parts) == 1 and isinstance(now.layout.parts[0], Decoding):
@@ -114,12 +135,39 @@ class PerRequestAttention:
                 output[:, part.rows] = _prefill(part, query[:, :, part.rows], keys, values, scaling)
         return output, None
 
+    def _attend(
+        self,
+        query: torch.Tensor,  # [B, H, D]
+        new: list[torch.Tensor],  # [B, H / G, D]: keys, and values
+        cached: tuple[torch.Tensor, torch.Tensor],  # [.., H / G, D] each
+        scaling: float | None,
+    ) -> torch.Tensor:
+        now = self._pass
+        assert now is not None
+        assert isinstance(now.layout, Places)
+        assert self._kernels is not None
+        for cache, tokens in zip(cached, new, strict=True):
+            cache.index_copy_(0, now.write_index, tokens)
+        where = now.layout
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        query = query if query.stride()[1:] == (query.shape[-1], 1) else query.contiguous()
+        return self._kernels.attend(query, *cached, where.places, where.lengths, where.scores, scale)[None]
+
 
 def supports(config: PreTrainedConfig) -> bool:
     """Return whether every layer is plain full attention, without sinks, soft caps or position biases."""
     is_full = set(group_layers_by_attn_type(config)) == {"full_attention"}
     extras = ("attn_logit_softcapping", "position_bias", "alibi", "attention_sink")
     return is_full and not any(getattr(config, extra, None) for extra in extras)
+
+
+def find_places(bounds_k: torch.Tensor, read_index: torch.Tensor, *, num_heads: int) -> Places:
+    """Return the places of requests with one new token each, whose keys are within `bounds_k[i]` and `[i + 1]`."""
+    first, last = bounds_k[:-1].long()[:, None], bounds_k[1:].long()[:, None]  # [B, 1]
+    lengths = (last - first).flatten()
+    longest = int(lengths.max())
+    places = read_index[torch.minimum(first + torch.arange(longest), last - 1)]  # [B, S]; what is beyond is not read
+    return Places(places=places, lengths=lengths, scores=torch.empty(len(lengths), num_heads, longest))
 
 
 def lay_out(bounds_q: list[int], bounds_k: list[int], read_index: torch.Tensor, dtype: torch.dtype) -> Layout:

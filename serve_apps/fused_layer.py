@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
+from transformers.activations import SiLUActivation
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, eager_attention_forward
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
+from serve_apps.kernels import kernels
 from serve_apps.packed_linear import JoinedLinears, LinearPart, is_packable
 
 
@@ -32,6 +34,7 @@ class FusedLayer(nn.Module):
         self._o = _join(self.self_attn, "o_proj")
         self._gate_up = _join(self.mlp, "gate_proj", "up_proj")
         self._down = _join(self.mlp, "down_proj")
+        self._kernels = kernels() if type(layer.mlp.act_fn) in (nn.SiLU, SiLUActivation) else None
 
     def forward(
         self,
@@ -44,7 +47,7 @@ class FusedLayer(nn.Module):
         """Return the hidden states after this layer."""
         shape, attention, mlp = hidden_states.shape, self.self_attn, self.mlp
         states: torch.Tensor = hidden_states.reshape(-1, shape[-1])  # [N, hidden]
-        normed = _norm(self.input_layernorm, states)
+        normed = self._norm(self.input_layernorm, states)
         qkv = self._qkv.forward(normed, (attention.q_proj, attention.k_proj, attention.v_proj))
         query, key, value = self._heads(qkv.view(*shape[:-1], -1, attention.head_dim), position_embeddings)
         if past_key_values is not None:
@@ -54,9 +57,9 @@ class FusedLayer(nn.Module):
         )
         attended, _ = attend(attention, query, key, value, attention_mask, scaling=attention.scaling, **kwargs)
         states = self._o.forward(attended.reshape(len(states), -1), (attention.o_proj,), residual=states)
-        normed = _norm(self.post_attention_layernorm, states)
-        gate, up = self._gate_up.forward(normed, (mlp.gate_proj, mlp.up_proj)).chunk(2, dim=-1)  # [N, I] each
-        states = self._down.forward(mlp.act_fn(gate).mul_(up), (mlp.down_proj,), residual=states)
+        normed = self._norm(self.post_attention_layernorm, states)
+        gate_up = self._gate_up.forward(normed, (mlp.gate_proj, mlp.up_proj))  # [N, 2 I]
+        states = self._down.forward(self._activate(gate_up), (mlp.down_proj,), residual=states)
         return states.view(shape)
 
     def _heads(
@@ -69,9 +72,26 @@ class FusedLayer(nn.Module):
         cos, sin = position_embeddings
         num_kv: int = self.config.num_key_value_heads
         turning, value = heads[:, :, :-num_kv], heads[:, :, -num_kv:]
+        if self._kernels is not None:
+            self._kernels.turn(heads.flatten(0, 1), cos, sin, num_turned=turning.shape[2])
+            turned = turning.transpose(1, 2)
+            return turned[:, :-num_kv], turned[:, -num_kv:], value.transpose(1, 2)
         swapped = turning.view(*turning.shape[:-1], 2, -1).flip(-2).flatten(-2)
         turned = torch.addcmul(turning * cos, swapped, sin).transpose(1, 2)
         return turned[:, :-num_kv], turned[:, -num_kv:], value.transpose(1, 2)
+
+    def _norm(self, norm: Any, states: torch.Tensor) -> torch.Tensor:
+        if self._kernels is not None:
+            return self._kernels.rms_norm(states, norm.weight, norm.variance_epsilon)
+        result: torch.Tensor = torch.rms_norm(states, states.shape[-1:], norm.weight, norm.variance_epsilon)
+        return result
+
+    def _activate(self, gate_up: torch.Tensor) -> torch.Tensor:
+        if self._kernels is not None:
+            return self._kernels.silu_and_mul(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        activated: torch.Tensor = self.mlp.act_fn(gate).mul_(up)
+        return activated
 
 
 class SignedRotary(nn.Module):
@@ -86,9 +106,10 @@ class SignedRotary(nn.Module):
 
         The halves (a, b) of a head become (a cos - b sin, b cos + a sin).
         """
-        cos, sin = self.rotary(x, position_ids=position_ids)  # [B, T, D] each
+        cos, sin = (part.expand(len(x), -1, -1) for part in self.rotary(x, position_ids=position_ids))  # [B, T, D] each
         half = sin.shape[-1] // 2
-        return cos.unsqueeze(2), torch.cat((-sin[..., :half], sin[..., half:]), dim=-1).unsqueeze(2)
+        signed = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
+        return cos.contiguous().unsqueeze(2), signed.unsqueeze(2)
 
 
 def fuse_layers(model: PreTrainedModel) -> int:
@@ -116,8 +137,3 @@ def _join(owner: nn.Module, *names: str) -> JoinedLinears:
     for name, linear in zip(names, linears, strict=True):
         setattr(owner, name, LinearPart(linear))
     return joined
-
-
-def _norm(norm: Any, states: torch.Tensor) -> torch.Tensor:
-    result: torch.Tensor = torch.rms_norm(states, states.shape[-1:], norm.weight, norm.variance_epsilon)
-    return result

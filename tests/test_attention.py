@@ -1,7 +1,7 @@
 import torch
 from transformers import GPT2Config, LlamaConfig, Qwen2Config
 
-from serve_apps.attention import Decoding, Prompt, lay_out, supports
+from serve_apps.attention import Decoding, Prompt, find_places, lay_out, supports
 
 
 def test_requests_of_similar_length_decode_together_and_prompts_alone() -> None:
@@ -19,6 +19,14 @@ def test_requests_of_similar_length_decode_together_and_prompts_alone() -> None:
     # the first request's keys, its last one repeated as padding, then the second's
     assert layout.read_index[:14].tolist() == [100, 101, 102, 103, 104, 104, 104, *range(105, 112)]
     assert layout.read_index[14:].tolist() == list(range(112, 157))
+
+
+def test_the_places_of_each_row_are_its_own_up_to_its_length() -> None:
+    found = find_places(torch.tensor([0, 2, 5]), torch.arange(100, 105), num_heads=4)
+    assert found.lengths.tolist() == [2, 3]
+    assert found.places[0, :2].tolist() == [100, 101]
+    assert found.places[1].tolist() == [102, 103, 104]
+    assert found.scores.shape == (2, 4, 3)
 
 
 def test_padding_is_masked() -> None:

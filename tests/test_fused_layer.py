@@ -11,9 +11,22 @@ from test_engine import CONFIGS, PROMPTS, adapter_folder, answers, small_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from cluster.models.bank import AdapterBank
+from serve_apps import attention, fused_layer
 from serve_apps.engine import Engine
 from serve_apps.fused_layer import fuse_layers
+from serve_apps.kernels import kernels
 from serve_apps.packed_linear import pack_linears
+
+
+@pytest.fixture(autouse=True, params=["kernels", "torch"])
+def small_steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs with the steps in C, and as on a machine without a compiler."""
+    if request.param == "torch":
+        monkeypatch.setattr(fused_layer, "kernels", lambda: None)
+        monkeypatch.setattr(attention, "kernels", lambda: None)
+    elif kernels() is None:
+        pytest.skip("this machine has no C compiler")
+
 
 IDS = torch.arange(2, 42).view(2, 20)
 
