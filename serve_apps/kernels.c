@@ -80,3 +80,17 @@ void attend(const float *query, const float *keys, const float *values, const in
             }
         }
 }
+
+/* Adds to each row of out [N, d_out], rows `stride` apart, x A^T B with the ranks of its own adapter: `counts[n]` rows of
+   A [S, d_in] and B [S, d_out] from `firsts[n]` on (arXiv:2106.09685) */
+void add_updates(const float *x, const float *a, const float *b, const int64_t *firsts, const int64_t *counts, float *out,
+                 int64_t num_rows, int64_t d_in, int64_t d_out, int64_t stride) {
+#pragma omp parallel for schedule(static) if (num_rows > 1)
+    for (int64_t n = 0; n < num_rows; n++)
+        for (int64_t r = firsts[n]; r < firsts[n] + counts[n]; r++) {
+            const float *row = x + n * d_in, *from = a + r * d_in, *to = b + r * d_out;
+            float *sum = out + n * stride, hidden = 0;
+            for (int64_t i = 0; i < d_in; i++) hidden += row[i] * from[i];
+            for (int64_t i = 0; i < d_out; i++) sum[i] += hidden * to[i];
+        }
+}

@@ -38,6 +38,7 @@ class Kernels:
         self._rms_norm = _function(library, "rms_norm", _POINTER, 3, _COUNT, 2, _NUMBER, 1)
         self._turn = _function(library, "turn", _POINTER, 3, _COUNT, 4)
         self._silu_and_mul = _function(library, "silu_and_mul", _POINTER, 2, _COUNT, 2)
+        self._add_updates = _function(library, "add_updates", _POINTER, 6, _COUNT, 4)
         self._attend = _function(library, "attend", _POINTER, 7, _COUNT, 6, _NUMBER, 1)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -57,6 +58,19 @@ class Kernels:
         out = gate_up.new_empty(rows, both // 2)
         self._silu_and_mul(gate_up.data_ptr(), out.data_ptr(), rows, both // 2)
         return out
+
+    def add_updates(
+        self,
+        x: torch.Tensor,  # [N, d_in]
+        lora_a: torch.Tensor,  # [S, d_in]
+        lora_b: torch.Tensor,  # [S, d_out]
+        firsts: torch.Tensor,  # [N], int64
+        counts: torch.Tensor,  # [N], int64
+        out: torch.Tensor,  # [N, d_out]; rows may lie apart
+    ) -> None:
+        """Add to each row of `out` its `x` times A^T B, with the `counts` ranks of its adapter from `firsts` on."""
+        tensors = (x, lora_a, lora_b, firsts, counts, out)
+        self._add_updates(*(tensor.data_ptr() for tensor in tensors), *x.shape, out.shape[1], out.stride(0))
 
     def attend(
         self,

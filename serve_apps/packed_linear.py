@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from cluster.models.banked_linear import BankedLinear
+from cluster.models.routing import Tokens
+from serve_apps.kernels import kernels
 
 ROWS = 16
 """Rows the layout is chosen for; any number of rows works with it."""
@@ -30,6 +32,7 @@ class JoinedLinears(nn.Module):
         self._bias = _join_biases(linears)
         weight = torch.cat([linear.weight.detach() for linear in linears])
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+        self._kernels = kernels()
         # The overloads themselves: finding them anew would take microseconds, in every layer of every pass.
         self._multiply = torch.ops.mkldnn._linear_pointwise.default
         self._multiply_add = torch.ops.mkldnn._linear_pointwise.binary
@@ -50,9 +53,18 @@ class JoinedLinears(nn.Module):
         start = 0
         for part, size in zip(parts, self.sizes, strict=False):
             if isinstance(part, BankedLinear):
-                part.add_update(x, output[:, start : start + size])
+                self._add_update(part, x, output[:, start : start + size])
             start += size
         return output
+
+    def _add_update(self, part: BankedLinear, x: torch.Tensor, result: torch.Tensor) -> None:
+        tokens = part.routing.current
+        is_short = isinstance(tokens, Tokens) and tokens.mask is not None and bool(tokens.slots)
+        if self._kernels is not None and is_short and part.lora_A.dtype == torch.float32:
+            assert isinstance(tokens, Tokens)
+            self._kernels.add_updates(x, *part.packed(tokens), tokens.firsts, tokens.counts, result)
+        else:
+            part.add_update(x, result)
 
 
 class LinearPart(nn.Linear):

@@ -11,7 +11,7 @@ from test_engine import CONFIGS, PROMPTS, adapter_folder, answers, small_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from cluster.models.bank import AdapterBank
-from serve_apps import attention, fused_layer
+from serve_apps import attention, fused_layer, packed_linear
 from serve_apps.engine import Engine
 from serve_apps.fused_layer import fuse_layers
 from serve_apps.kernels import kernels
@@ -24,6 +24,7 @@ def small_steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     if request.param == "torch":
         monkeypatch.setattr(fused_layer, "kernels", lambda: None)
         monkeypatch.setattr(attention, "kernels", lambda: None)
+        monkeypatch.setattr(packed_linear, "kernels", lambda: None)
     elif kernels() is None:
         pytest.skip("this machine has no C compiler")
 

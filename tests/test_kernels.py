@@ -59,6 +59,20 @@ def test_attention_reads_each_rows_own_places(compiled: Kernels, lengths: list[i
         torch.testing.assert_close(ours[row], theirs)
 
 
+def test_each_row_gets_the_update_of_its_own_ranks(compiled: Kernels) -> None:
+    torch.manual_seed(0)
+    x, lora_a, lora_b = torch.randn(4, 12), torch.randn(5, 12), torch.randn(5, 6)
+    wide = torch.randn(4, 9)
+    before, ranks = wide.clone(), [(0, 2), (2, 3), (0, 0), (2, 3)]
+    firsts, counts = (torch.tensor(column) for column in zip(*ranks, strict=True))
+    compiled.add_updates(x, lora_a, lora_b, firsts, counts, wide[:, 2:8])
+    for row, (first, count) in enumerate(ranks):
+        mine = slice(first, first + count)
+        torch.testing.assert_close(wide[row, 2:8], before[row, 2:8] + x[row] @ lora_a[mine].T @ lora_b[mine])
+    assert torch.equal(wide[:, :2], before[:, :2])
+    assert torch.equal(wide[:, 8:], before[:, 8:])
+
+
 def test_without_a_working_compiler_torch_does_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KAJIYA_HOME", str(tmp_path))
     monkeypatch.setattr(shutil, "which", lambda _: None)

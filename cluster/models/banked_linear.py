@@ -83,7 +83,7 @@ class BankedLinear(nn.Module):
                 raise ValueError("joined linear layers serve tokens; they do not train rows")
 
     def _add_tokens(self, x: torch.Tensor, result: torch.Tensor, tokens: Tokens) -> None:
-        lora_a, lora_b = self._pack(tokens)  # [S, d_in], [S, d_out]
+        lora_a, lora_b = self.packed(tokens)  # [S, d_in], [S, d_out]
         if len(x) != tokens.num_tokens:
             raise ValueError(f"{len(x)} tokens in the pass, {tokens.num_tokens} in its routing")
         if tokens.mask is not None:
@@ -96,7 +96,7 @@ class BankedLinear(nn.Module):
             else:
                 result[segment.tokens] = _plus(result[segment.tokens], hidden, lora_b[segment.ranks])
 
-    def _pack(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+    def packed(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
         """Return A and scaled B of the pass's adapters without padding; the next decoding step mixes the same ones."""
         if self._packed is None or self._packed_key != tokens.versions:
             parts = list(zip(tokens.slots, tokens.ranks, tokens.scaling, strict=True))

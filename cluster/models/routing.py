@@ -5,6 +5,7 @@ B = rows, T = tokens, K = slots of the bank, S = ranks of all adapters in the pa
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 
@@ -53,6 +54,8 @@ class Tokens:
     scaling: tuple[float, ...]
     """Of each."""
     num_tokens: int
+    firsts: torch.Tensor  # [T], on the CPU: the first of each token's ranks among the S
+    counts: torch.Tensor  # [T], on the CPU: how many ranks it has; 0 for the bare base
     mask: torch.Tensor | None  # [T, S]: 1 where token and rank belong together, else 0
     segments: tuple[Segment, ...]
     """Used where `mask` is None."""
@@ -122,6 +125,9 @@ def route_tokens(
     slots = tuple(sorted(set(slot_of_token.tolist()) - {-1}))
     chosen = [_occupied(specs, slot) for slot in slots]
     ranks = tuple(spec.r for spec in chosen)
+    slot_list = slot_of_token.tolist()
+    starts = dict(zip(slots, accumulate(ranks, initial=0), strict=False))
+    sizes = dict(zip(slots, ranks, strict=True))
     dense = len(slots) == 1 or len(slot_of_token) * sum(ranks) <= MAX_DENSE * len(slots)
     return Tokens(
         slots=slots,
@@ -129,6 +135,8 @@ def route_tokens(
         ranks=ranks,
         scaling=tuple(spec.scaling for spec in chosen),
         num_tokens=len(slot_of_token),
+        firsts=torch.tensor([starts.get(slot, 0) for slot in slot_list]),
+        counts=torch.tensor([sizes.get(slot, 0) for slot in slot_list]),
         mask=_mask(slot_of_token, slots, ranks).to(like) if dense else None,
         segments=() if dense else _segments(slot_of_token, slots, chosen, like.device),
     )
