@@ -2,7 +2,8 @@
 
 import pytest
 
-from train_jobs.arguments import UsageError, read_arguments
+from train_jobs.arguments import read_arguments
+from train_jobs.command_line import UsageError
 
 NEEDED = ["--model", "m", "--data", "d.jsonl", "--name", "n"]
 

@@ -1,20 +1,15 @@
 """The command line of `python -m train_jobs.finetune`."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn, get_args
+from typing import get_args
 
-from cluster.errors import UserError
 from cluster.model_card import Precision
 from cluster.presets import Method
+from train_jobs.command_line import Parser, UsageError, count, positive
 from train_jobs.messages import TrainOn
 
 DEFAULT_EPOCHS = 3.0
-
-
-class UsageError(UserError, ValueError):
-    """An argument that is missing, unknown or malformed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,11 +33,6 @@ class Request:
     """Preset fields by name, values as text."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; --help shows the arguments.")
-
-
 def read_arguments(argv: Sequence[str]) -> Request:
     """Return what `argv` asks for.
 
@@ -58,8 +48,8 @@ def read_arguments(argv: Sequence[str]) -> Request:
     return Request(**words, overrides=dict(setting.split("=", 1) for setting in settings))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m train_jobs.finetune",
         description="Fine-tune a model on chat data with Ray Train and register the adapter.",
         allow_abbrev=False,
@@ -68,30 +58,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, help="a file, or hf:org/name; see the README for the formats")
     parser.add_argument("--name", required=True, help="name of the adapter; a new version if it exists")
     parser.add_argument("--eval-data", help="held-out examples; by default a tenth of --data")
-    parser.add_argument("--epochs", type=_positive, default=DEFAULT_EPOCHS, help="passes over the data")
-    parser.add_argument("--max-steps", type=_count, help="optimizer steps; instead of --epochs")
+    parser.add_argument("--epochs", type=positive, default=DEFAULT_EPOCHS, help="passes over the data")
+    parser.add_argument("--max-steps", type=count, help="optimizer steps; instead of --epochs")
     parser.add_argument("--method", choices=get_args(Method))
     parser.add_argument("--precision", choices=get_args(Precision), help="of the frozen base")
-    parser.add_argument("--max-length", type=_count, help="tokens of the longest sample that is trained whole")
+    parser.add_argument("--max-length", type=count, help="tokens of the longest sample that is trained whole")
     parser.add_argument(
         "--train-on", choices=get_args(TrainOn), default="all", help="answers of a dialogue that are trained"
     )
-    parser.add_argument("--num-workers", type=_count, help="data-parallel workers")
+    parser.add_argument("--num-workers", type=count, help="data-parallel workers")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a preset field, as in r=8")
     parser.add_argument("--debug", action="store_true", help="show where an error was raised")
     return parser
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a count of at least 1")
-    return number
-
-
-def _positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number

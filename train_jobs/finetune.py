@@ -7,14 +7,13 @@ import sys
 from collections.abc import Sequence
 
 from cluster.catalog import find
-from cluster.errors import UserError
 from cluster.hardware import detect
 from cluster.hub import ensure_available
 from cluster.plan import plan_training
 from cluster.registry import AdapterVersion, check_name
 from train_jobs.arguments import Request, read_arguments
+from train_jobs.command_line import run_command
 from train_jobs.data import read_data_file
-from train_jobs.interrupt import treat_sigterm_as_ctrl_c
 from train_jobs.progress import announce
 
 
@@ -66,19 +65,8 @@ def finetune(request: Request) -> AdapterVersion:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; an error of the user's is one line on stderr and exit code 2, `--debug` shows where."""
-    treat_sigterm_as_ctrl_c()
-    try:
-        finetune(read_arguments(argv))
-    except UserError as error:
-        if "--debug" in argv:
-            raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
-    except KeyboardInterrupt:
-        print("error: stopped; nothing was registered", file=sys.stderr, flush=True)
-        return 130
-    return 0
+    """Run the command and return its exit code."""
+    return run_command(lambda words: finetune(read_arguments(words)), argv, when_stopped="nothing was registered")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """The command line of `python -m tune_spaces.search`."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn, get_args
+from typing import get_args
 
-from cluster.errors import UserError
 from cluster.model_card import Precision
 from cluster.presets import Method
+from train_jobs.command_line import Parser, UsageError, count, positive
 from tune_spaces.spaces import BOUNDS, SPACES, WORDS
 from tune_spaces.values import Values, read_values
 
@@ -16,10 +15,6 @@ SCHEDULERS = ("asha", "median", "fifo", "pbt")
 SEARCHERS = ("random", "grid", "optuna")
 DEFAULT_TRIALS = 16
 DEFAULT_EPOCHS = 1.0
-
-
-class UsageError(UserError, ValueError):
-    """An argument that is missing, unknown or malformed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,11 +51,6 @@ class SearchRequest:
         return OBJECTIVES[self.objective]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; --help shows the arguments.")
-
-
 def read_arguments(argv: Sequence[str]) -> SearchRequest | str:
     """Return what `argv` asks for: a search, or the name of one to resume.
 
@@ -88,8 +78,8 @@ def read_arguments(argv: Sequence[str]) -> SearchRequest | str:
     return SearchRequest(**words, changes=changes, overrides=overrides)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m tune_spaces.search",
         description="Search rank, alpha and learning rate with Ray Tune, many trials on one base; register the best.",
         allow_abbrev=False,
@@ -100,20 +90,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", metavar="SEARCH", help="go on with a search that was cut short")
     parser.add_argument("--eval-data", help="held-out examples; by default a tenth of --data")
     parser.add_argument("--space", default="standard", choices=tuple(SPACES))
-    parser.add_argument("--trials", type=_count, default=DEFAULT_TRIALS)
+    parser.add_argument("--trials", type=count, default=DEFAULT_TRIALS)
     parser.add_argument("--searcher", default="random", choices=SEARCHERS)
     parser.add_argument("--scheduler", default="asha", choices=SCHEDULERS)
     parser.add_argument("--objective", default="held_out_loss", choices=tuple(OBJECTIVES))
-    parser.add_argument(
-        "--epochs", type=_positive, default=DEFAULT_EPOCHS, help="passes over the data of a whole trial"
-    )
-    parser.add_argument("--max-steps", type=_count, help="optimizer steps of a whole trial; instead of --epochs")
-    parser.add_argument("--max-time-s", type=_positive, help="seconds, after which the best so far is kept")
-    parser.add_argument("--max-gpu-hours", type=_positive, help="hours of all GPUs (workers, on a CPU) together")
+    parser.add_argument("--epochs", type=positive, default=DEFAULT_EPOCHS, help="passes over the data of a whole trial")
+    parser.add_argument("--max-steps", type=count, help="optimizer steps of a whole trial; instead of --epochs")
+    parser.add_argument("--max-time-s", type=positive, help="seconds, after which the best so far is kept")
+    parser.add_argument("--max-gpu-hours", type=positive, help="hours of all GPUs (workers, on a CPU) together")
     parser.add_argument("--method", choices=("lora", "qlora"))
     parser.add_argument("--precision", choices=get_args(Precision), help="of the frozen base")
-    parser.add_argument("--max-length", type=_count, help="tokens of the longest sample that is trained whole")
-    parser.add_argument("--num-workers", type=_count, help="bases; by default one for each GPU, one on a CPU")
+    parser.add_argument("--max-length", type=count, help="tokens of the longest sample that is trained whole")
+    parser.add_argument("--num-workers", type=count, help="bases; by default one for each GPU, one on a CPU")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-promote", dest="promote", action="store_false", help="register without promoting")
     parser.add_argument(
@@ -121,17 +109,3 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--debug", action="store_true", help="show where an error was raised")
     return parser
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a count of at least 1")
-    return number
-
-
-def _positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number

@@ -2,12 +2,6 @@
 
 from dataclasses import dataclass
 
-from cluster.errors import UserError
-
-
-class BudgetTooSmall(UserError, ValueError):
-    """A budget in which not even one trial reaches its first rung."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
@@ -30,12 +24,3 @@ def predicted_s(step_s: float, *, num_steps_each: int, num_trials: int, num_slot
     """
     rounds = num_trials / (num_slots * num_workers)
     return rounds * num_steps_each * step_s
-
-
-def check_budget(budget: Budget, *, step_s: float, first_rung: int) -> None:
-    """Raise `BudgetTooSmall` unless the first rung is reached in time."""
-    if budget.max_time_s is not None and budget.max_time_s < step_s * first_rung:
-        raise BudgetTooSmall(
-            f"The budget of {budget.max_time_s:.0f} s ends before the first rung: {first_rung} steps of {step_s:.1f} s "
-            f"each. Give more time, or fewer steps with --max-steps."
-        )

@@ -1,5 +1,6 @@
 """Run a search on a cluster: workers with one base each, Ray Tune over their slots, the best into the registry."""
 
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -275,8 +276,6 @@ def _register(request: SearchRequest, plan: TrainingPlan, data: Data, shared: Sh
 
 def _drop_checkpoints(results: Sequence[Result] | ResultGrid) -> None:
     """Delete the adapters of all trials: the best one is in the registry, and together they are large."""
-    import shutil
-
     for result in results:
         if result.checkpoint is not None:
             shutil.rmtree(result.checkpoint.path, ignore_errors=True)

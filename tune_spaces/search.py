@@ -7,13 +7,12 @@ import sys
 from collections.abc import Sequence
 
 from cluster.catalog import find
-from cluster.errors import UserError
 from cluster.hardware import detect
 from cluster.hub import ensure_available
 from cluster.plan import TrainingPlan, plan_training
 from cluster.registry import AdapterVersion, check_name
+from train_jobs.command_line import run_command
 from train_jobs.data import read_data_file
-from train_jobs.interrupt import treat_sigterm_as_ctrl_c
 from train_jobs.progress import announce
 from tune_spaces.arguments import SearchRequest, read_arguments
 from tune_spaces.pack_plan import PackPlan, plan_packs, prune
@@ -71,26 +70,19 @@ def space_and_packs(request: SearchRequest, plan: TrainingPlan) -> tuple[Space, 
     return space, packs
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command; an error of the user's is one line on stderr and exit code 2, `--debug` shows where."""
-    treat_sigterm_as_ctrl_c()
-    try:
-        asked = read_arguments(argv)
-        if isinstance(asked, str):
-            from tune_spaces.store import load_request
+def start(argv: Sequence[str]) -> AdapterVersion:
+    """Start the search that `argv` asks for, or go on with one."""
+    asked = read_arguments(argv)
+    if isinstance(asked, str):
+        from tune_spaces.store import load_request
 
-            search(load_request(asked), resume=asked)
-        else:
-            search(asked)
-    except UserError as error:
-        if "--debug" in argv:
-            raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
-    except KeyboardInterrupt:
-        print("error: stopped; go on with --resume", file=sys.stderr, flush=True)
-        return 130
-    return 0
+        return search(load_request(asked), resume=asked)
+    return search(asked)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command and return its exit code."""
+    return run_command(start, argv, when_stopped="go on with --resume")
 
 
 if __name__ == "__main__":

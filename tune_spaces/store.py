@@ -1,10 +1,8 @@
 """Where a search keeps what it needs to go on after a crash."""
 
-import json
 import pickle
 import secrets
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 from cluster.errors import UserError
@@ -51,8 +49,3 @@ def load_request(name: str) -> SearchRequest:
     request = pickle.loads((folder / name / REQUEST_FILE).read_bytes())  # noqa: S301 (our own file)
     assert isinstance(request, SearchRequest)
     return request
-
-
-def describe(request: SearchRequest) -> str:
-    """Return the request as JSON, for the report."""
-    return json.dumps(asdict(request), default=str, ensure_ascii=False)

@@ -8,7 +8,6 @@ from cluster.memory import num_lora_parameters
 from cluster.plan import TrainingPlan
 from train_jobs.job import AdapterJob
 from tune_spaces.spaces import ATTENTION
-from tune_spaces.values import Choice, Space
 
 SPEC_FIELDS = ("r", "lora_alpha", "lora_dropout", "use_rslora")
 RUN_FIELDS = ("learning_rate", "weight_decay", "lr_scheduler_type", "seed")
@@ -25,12 +24,6 @@ def adapter_job(default: AdapterJob, config: Mapping[str, Any]) -> AdapterJob:
 def attention_of(target_modules: tuple[str, ...]) -> tuple[str, ...]:
     """Return those of `target_modules` that belong to attention."""
     return tuple(target for target in target_modules if target in ATTENTION)
-
-
-def largest_r(space: Space, default: AdapterJob) -> int:
-    """Return the largest rank that a trial may have."""
-    values = space.get("r")
-    return int(max(values.values)) if isinstance(values, Choice) else default.spec.r
 
 
 def adapter_bytes(plan: TrainingPlan, *, r: int) -> int:

@@ -1,0 +1,53 @@
+"""What the jobs' command lines share: errors of one line, and numbers within their bounds."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from cluster.errors import UserError
+from train_jobs.interrupt import treat_sigterm_as_ctrl_c
+
+
+class UsageError(UserError, ValueError):
+    """An argument that is missing, unknown or malformed."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises `UsageError` where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse has to say."""
+        raise UsageError(f"{message}; --help shows the arguments.")
+
+
+def count(text: str) -> int:
+    """Return a whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a count of at least 1")
+    return number
+
+
+def positive(text: str) -> float:
+    """Return a finite number above 0."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def run_command(work: Callable[[Sequence[str]], object], argv: Sequence[str], *, when_stopped: str) -> int:
+    """Return the exit code of `work`; an error of the user's is one line on stderr and 2, `--debug` shows where."""
+    treat_sigterm_as_ctrl_c()
+    try:
+        work(argv)
+    except UserError as error:
+        if "--debug" in argv:
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    except KeyboardInterrupt:
+        print(f"error: stopped; {when_stopped}", file=sys.stderr, flush=True)
+        return 130
+    return 0
