@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny_models import tiny_llama_folder
 from transformers import AutoModelForCausalLM
 
 from cluster.manifest import DataSource, Manifest
@@ -46,18 +45,6 @@ def plain_manifest(name: str = "shop") -> Manifest:
         library_versions={},
         created_at="2026-01-01T00:00:00+00:00",
     )
-
-
-def lively_llama_folder(folder: Path) -> Path:
-    """Write a random model whose answers differ from token to token; the usual start repeats one for ever."""
-    tiny_llama_folder(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(4)
-    model.save_pretrained(folder)
-    return folder
 
 
 def peft_folder(base: Path, folder: Path, *, seed: int) -> Path:

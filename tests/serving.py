@@ -4,13 +4,9 @@ import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import ray
-import torch
 from ray import serve
-from tiny_models import tiny_llama_folder
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from serve_apps.app import build
 from serve_apps.args import ServeArgs
@@ -32,21 +28,3 @@ def serving(args: ServeArgs) -> Iterator[str]:
         serve.shutdown()
         ray.shutdown()
         shutil.rmtree(f"/tmp/kj{port}", ignore_errors=True)
-
-
-def lively_tiny_folder(folder: Path, *, head_dim: int = 16) -> Path:
-    """Write a random model that does not repeat one token for ever, as the usual start does."""
-    tiny_llama_folder(folder, head_dim=head_dim)
-    model = tiny_base(folder)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(4)
-    model.save_pretrained(folder)
-    return folder
-
-
-def tiny_base(folder: Path) -> PreTrainedModel:
-    """Load the model as transformers does."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return model

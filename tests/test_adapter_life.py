@@ -17,7 +17,8 @@ import torch
 from greedy import answer, assert_same, generate
 from in_process import InProcess, application
 from peft import PeftModel
-from registered import lively_llama_folder, manifest_of, peft_folder
+from registered import manifest_of, peft_folder
+from tiny_models import lively_tiny_folder
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from cluster.alias import Canary
@@ -52,7 +53,7 @@ class Shop:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("models")
-    base = lively_llama_folder(home / "tiny")
+    base = lively_tiny_folder(home / "tiny")
     adapters = {name: peft_folder(base, home / name, seed=i) for i, name in enumerate(("shop@1", "shop@2", "poet@1"))}
     return {"": base, **adapters}
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from registered import lively_llama_folder, manifest_of, peft_folder, plain_manifest
+from registered import manifest_of, peft_folder, plain_manifest
+from tiny_models import lively_tiny_folder
 from typer.testing import CliRunner
 
 from cluster.alias import Canary
@@ -139,7 +140,7 @@ def test_show_says_why_there_are_no_counts(endpoint: tuple[str, dict[str, Any]])
 
 
 def test_a_promotion_can_ask_for_an_evaluation(registry: Registry, tmp_path: Path) -> None:
-    base = lively_llama_folder(tmp_path / "tiny")
+    base = lively_tiny_folder(tmp_path / "tiny")
     card = find(str(base))
     for seed in range(2):
         registry.add(peft_folder(base, tmp_path / f"{seed}", seed=seed), manifest_of(card))

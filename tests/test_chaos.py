@@ -21,8 +21,9 @@ from fuzzed_bodies import fuzzed
 from in_process import InProcess, application
 from ray import serve
 from registered import manifest_of, peft_folder
-from serving import lively_tiny_folder, serving
+from serving import serving
 from streaming_load import Load, ending_of
+from tiny_models import lively_tiny_folder
 
 from cluster.catalog import find
 from cluster.local_ray import SERVE_SETTINGS

@@ -22,8 +22,8 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from peft import PeftModel
 from pydantic import BaseModel
 from registered import manifest_of, peft_folder
-from serving import lively_tiny_folder, serving, tiny_base
-from tiny_models import CHATML, byte_tokenizer
+from serving import serving
+from tiny_models import CHATML, byte_tokenizer, lively_tiny_folder, tiny_base
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from cluster.catalog import find

@@ -24,7 +24,7 @@ from in_process import InProcess, application
 from registered import manifest_of, peft_folder
 from schemathesis.core.result import Ok
 from schemathesis.specs.openapi import checks
-from serving import lively_tiny_folder, tiny_base
+from tiny_models import lively_tiny_folder, tiny_base
 
 from cluster.catalog import find
 from cluster.keys import KeyStore

@@ -9,8 +9,8 @@ import pytest
 import torch
 from greedy import generate
 from peft import PeftModel
-from registered import lively_llama_folder, manifest_of, peft_folder
-from tiny_models import tiny_llama_folder
+from registered import manifest_of, peft_folder
+from tiny_models import lively_tiny_folder, tiny_llama_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from cluster.catalog import find
@@ -35,7 +35,7 @@ class Shop:
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Any:
     home = tmp_path_factory.mktemp("shop")
-    base = lively_llama_folder(home / "tiny")
+    base = lively_tiny_folder(home / "tiny")
     card = find(str(base))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KAJIYA_REGISTRY", str(home / "registry"))

@@ -20,7 +20,8 @@ from greedy import assert_same, generate
 from peft import PeftModel
 from ray import serve
 from registered import manifest_of, peft_folder
-from serving import lively_tiny_folder, serving, tiny_base
+from serving import serving
+from tiny_models import lively_tiny_folder, tiny_base
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.catalog import find

@@ -15,7 +15,8 @@ from peft import LoraConfig, get_peft_model
 from quantized import int8_folder
 from ray import serve
 from registered import manifest_of
-from serving import lively_tiny_folder, serving, tiny_base
+from serving import serving
+from tiny_models import lively_tiny_folder, tiny_base
 
 from cluster.catalog import find
 from cluster.registry import Registry

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -51,3 +51,21 @@ def tiny_llama_folder(folder: Path, *, seed: int = 0, head_dim: int = 16) -> Pat
     LlamaForCausalLM(config).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+def lively_tiny_folder(folder: Path, *, head_dim: int = 16) -> Path:
+    """Write a random model that does not repeat one token for ever, as the usual start does."""
+    tiny_llama_folder(folder, head_dim=head_dim)
+    model = tiny_base(folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4)
+    model.save_pretrained(folder)
+    return folder
+
+
+def tiny_base(folder: Path) -> PreTrainedModel:
+    """Load the model as transformers does."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model
