@@ -9,6 +9,8 @@ import pytest
 from browser import Browser
 from fake_endpoint import HAIKU, KEY, MARKUP, fake_app, served
 
+pytestmark = pytest.mark.cluster
+
 Bodies = list[dict[str, Any]]
 
 

@@ -31,7 +31,7 @@ from cluster.registry import Registry
 from serve_apps.args import ModelArgs, ServeArgs
 from serve_apps.sampling import Route
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 MODEL = "tiny"
 NUM_TOKENS = 60

@@ -30,6 +30,8 @@ from cluster.catalog import find
 from cluster.registry import Registry
 from serve_apps.args import ModelArgs, ServeArgs
 
+pytestmark = pytest.mark.cluster
+
 ENGINES: tuple[Literal["transformers", "vllm"], ...] = ("transformers", "vllm")
 WITHOUT_EMBEDDINGS = ("vllm",)
 SMOLLM2 = "smollm2-135m-instruct"

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from tiny_models import byte_tokenizer
 from typer.testing import CliRunner
 
+from train_jobs import data_command
 from train_jobs.data_check import Report, check_data
-from train_jobs.data_command import app
 from train_jobs.text_faults import FAULTS, Fault
 
 
@@ -92,14 +93,14 @@ def test_broken_records_are_named_and_the_rest_is_checked(tmp_path: Path) -> Non
 def test_the_command_prints_it_and_says_by_its_exit_code_whether_it_can_be_trained(
     tmp_path: Path, smollm2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(data_command, "out", Console(width=200))
     path = tmp_path / "chats.jsonl"
     path.write_text(json.dumps(turn("猫は？", "ヒバナです。")) + "\n{}\n")
-    result = CliRunner().invoke(app, ["check", str(path), "--model", "smollm2-135m-instruct"])
+    result = CliRunner().invoke(data_command.app, ["check", str(path), "--model", "smollm2-135m-instruct"])
     assert result.exit_code == 1
     assert "records that cannot be read" in result.output
     assert "ヒバナです。<|im_end|>" in result.output
     path.write_text(json.dumps(turn("hi", "ho")) + "\n")
-    result = CliRunner().invoke(app, ["check", str(path), "--model", "smollm2-135m-instruct", "--json"])
+    result = CliRunner().invoke(data_command.app, ["check", str(path), "--model", "smollm2-135m-instruct", "--json"])
     assert result.exit_code == 0
     assert json.loads(result.output)["num_samples"] == 1

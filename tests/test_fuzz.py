@@ -33,6 +33,8 @@ from cluster.models.base import load_tokenizer
 from cluster.registry import Registry
 from serve_apps.gate import is_open
 
+pytestmark = pytest.mark.cluster
+
 NUM_BODIES = int(os.environ.get("KAJIYA_FUZZED_BODIES", "2000"))
 SEED = int(os.environ.get("KAJIYA_FUZZ_SEED", "1"))
 """For more, and others: `KAJIYA_FUZZED_BODIES=5000 KAJIYA_FUZZ_SEED=2 pytest tests/test_fuzz.py -s`."""

@@ -23,6 +23,8 @@ from train_jobs.job import Question, TrainJob
 from train_jobs.launch import TooFewResourcesError, launch, run_folder
 from train_jobs.loop import Outcome
 
+pytestmark = pytest.mark.cluster
+
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:

@@ -13,6 +13,8 @@ import openai
 import psutil
 import pytest
 
+pytestmark = pytest.mark.cluster
+
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 MODEL = "smollm2-135m-instruct"

@@ -30,6 +30,8 @@ from serve_apps.facts import facts_of
 from serve_apps.llm_configs import llm_config_of
 from serve_apps.states import ModelState, model_states
 
+pytestmark = pytest.mark.cluster
+
 QUICK = {"upscale_delay_s": 0.5, "downscale_delay_s": 1.0, "look_back_period_s": 2.0, "metrics_interval_s": 0.2}
 """In place of tens of seconds and minutes; the rest of the configuration is what is derived from the plan."""
 

@@ -31,6 +31,8 @@ from cluster.scopes import parse_scopes
 from serve_apps.args import ModelArgs, ServeArgs
 from serve_apps.keyring import STALE_S
 
+pytestmark = pytest.mark.cluster
+
 SMOLLM2 = "smollm2-135m-instruct"
 QUESTIONS = [
     *("What is the capital of Japan?", "Name three primary colours.", "Who wrote Hamlet?", "What is 7 times 8?"),

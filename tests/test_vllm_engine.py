@@ -28,6 +28,8 @@ from serve_apps.sampling import GREEDY, Sampling
 from serve_apps.vllm_args import engine_kwargs
 from serve_apps.vllm_engine import VllmEngine
 
+pytestmark = pytest.mark.cluster
+
 NUM_TOKENS = 12
 TARGETS = (("q_proj", "v_proj"), ("q_proj", "k_proj", "up_proj"), ("down_proj", "o_proj"), ("gate_proj",))
 
