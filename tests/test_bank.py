@@ -267,6 +267,26 @@ def test_rows_may_use_some_of_the_slots_in_any_order(tmp_path: Path) -> None:
     assert (mixed[:2] - mixed[2:]).abs().max() > 1e-2
 
 
+def test_rows_end_to_end_have_the_updates_and_the_dropout_of_rows_apart() -> None:
+    model = tiny_llama().train()
+    bank = AdapterBank(model, num_slots=2, max_r=4, target_modules=("q_proj",))
+    for k, dropout in enumerate((0.0, 0.5)):
+        spec = AdapterSpec(r=2 + 2 * k, lora_alpha=6, target_modules=("q_proj",), lora_dropout=dropout)
+        bank.init_slot(k, spec, seed=k)
+    layer = next(iter(bank.layers.values()))
+    torch.nn.init.normal_(layer.lora_B)
+    x = torch.randn(3, 7, 32)
+    with bank.rows([1, 1, 0], dropout_keys=[4, 5, 6]):
+        apart = layer(x)
+    with bank.rows([1, 1, 0], dropout_keys=[4, 5, 6], lengths=[7, 2, 5]):
+        together = layer(torch.cat([x[0], x[1, :2], x[2, :5]])[None])[0]
+        with pytest.raises(ValueError, match="1 x 15 tokens in the pass, 1 x 14 in its routing"):
+            layer(x[:1].repeat(1, 3, 1)[:, :15])
+    torch.testing.assert_close(together, torch.cat([apart[0], apart[1, :2], apart[2, :5]]))
+    with pytest.raises(ValueError, match="3 rows need as many lengths, got 2"), bank.rows([0, 0, 0], lengths=[7, 2]):
+        pass
+
+
 @pytest.mark.parametrize("num_tokens", [12, 400], ids=["dense", "segments"])
 @pytest.mark.parametrize(("make", "targets"), FAMILIES)
 def test_tokens_of_mixed_adapters_equal_peft_and_the_bare_base_is_bit_equal(
@@ -530,15 +550,15 @@ def test_broken_adapter_folders_are_one_line_errors(tmp_path: Path) -> None:
     assert bank.specs == (None,)
 
 
-def test_uneven_rows_empty_slots_and_unknown_targets_are_refused() -> None:
+def test_scattered_rows_empty_slots_and_unknown_targets_are_refused() -> None:
     with pytest.raises(LookupError, match=r"no linear layer is called c_attn; .*q_proj"):
         AdapterBank(tiny_llama(), num_slots=1, max_r=2, target_modules=("c_attn",))
     bank = AdapterBank(tiny_llama(), num_slots=3, max_r=2, target_modules=("q_proj",))
     spec = AdapterSpec(r=2, lora_alpha=4, target_modules=("q_proj",))
     bank.init_slot(0, spec, seed=0)
     bank.init_slot(1, spec, seed=0)
-    for rows in ([0, 0, 1], [0, 1, 0, 1], [2], [3], []):
-        with pytest.raises(ValueError, match=r"equal contiguous blocks|holds no adapter"), bank.rows(rows):
+    for rows in ([0, 0, 1, 0], [0, 1, 0, 1], [2], [3], []):
+        with pytest.raises(ValueError, match=r"in contiguous blocks|holds no adapter"), bank.rows(rows):
             pass
     with pytest.raises(ValueError, match="holds no adapter"), bank.tokens(torch.tensor([0, 2])):
         pass

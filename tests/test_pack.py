@@ -70,7 +70,7 @@ def job_of(card: ModelCard, *adapters: AdapterJob, accumulation: int = 1, checkp
 def pack_of(job: TrainJob) -> Pack:
     model = load_base(job.card, precision=job.precision).model
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=job.gradient_accumulation_steps)
-    return build_pack(job, model, accelerator, pad_token_id=1)
+    return build_pack(job, model, accelerator)
 
 
 def losses_of(job: TrainJob) -> list[tuple[float, ...]]:

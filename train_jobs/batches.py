@@ -1,18 +1,16 @@
 """Which samples make up which batch: from the seed alone, whatever the number of workers.
 
-B = rows, T = tokens of the longest row.
+N = tokens of all samples of a micro-batch.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
 from train_jobs.tokens import IGNORED, Sample
-
-LENGTH_WINDOW = 4
-"""Batches among which samples are sorted by length: more waste less on padding, fewer mix the data better."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,47 +33,49 @@ class DataOrder:
         return self._epoch(epoch)[position]
 
     def _epoch(self, epoch: int) -> list[list[int]]:
-        shuffler = random.Random(f"{self.seed}/{epoch}")  # noqa: S311 -- an order, not a secret
         order = list(range(len(self.lengths)))
-        shuffler.shuffle(order)
-        window = self.batch_size * LENGTH_WINDOW
-        batches = []
-        for start in range(0, len(order), window):
-            similar = sorted(order[start : start + window], key=lambda i: self.lengths[i])
-            batches += [similar[i : i + self.batch_size] for i in range(0, len(similar), self.batch_size)]
-        shuffler.shuffle(batches)
-        return batches
+        random.Random(f"{self.seed}/{epoch}").shuffle(order)  # noqa: S311 -- an order, not a secret
+        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        return [sorted(batch, key=lambda i: self.lengths[i]) for batch in batches]
 
 
 def chunk(num_rows: int, num_chunks: int, index: int) -> range:
-    """Return which of a batch's rows are chunk `index`: contiguous, so of similar length, and of equal size or nearly.
+    """Return which of a batch's rows are chunk `index`: every `num_chunks`-th, so chunks are of the same size, nearly.
 
     A batch has `num_workers x gradient_accumulation_steps` chunks; chunk `micro_step x num_workers + rank` is a
-    worker's. So the batch is the same however it is cut.
+    worker's. So the batch is the same however it is cut. Rows are sorted by length: all chunks get short and long ones.
     """
-    return range(num_rows * index // num_chunks, num_rows * (index + 1) // num_chunks)
+    return range(index, num_rows, num_chunks)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rows:
-    """A micro-batch as tensors, padded on the right."""
+class MicroBatch:
+    """Samples end to end in one row, without padding, a block of them per adapter."""
 
-    input_ids: torch.Tensor  # [B, T]
-    labels: torch.Tensor  # [B, T]
-    num_tokens: int
-    """Tokens that are no padding."""
+    input_ids: torch.Tensor  # [1, N]
+    position_ids: torch.Tensor  # [1, N]: from 0 in each sample
+    labels: torch.Tensor  # [1, N]: none on a sample's first token, which nothing before it predicts
+    blocks: torch.Tensor  # [1, N]: the block each token belongs to
+    lengths: tuple[int, ...]
+    """Tokens of each sample."""
+    counts: tuple[int, ...]
+    """Samples of each block."""
 
 
-def collate(samples: Sequence[Sample], *, pad_token_id: int, device: torch.device) -> Rows:
-    """Return `samples` as one micro-batch.
+def collate(blocks: Sequence[Sequence[Sample]], *, device: torch.device) -> MicroBatch:
+    """Return the samples of each of `blocks` as one micro-batch."""
+    samples = [sample for block in blocks for sample in block]
+    lengths = [len(sample.input_ids) for sample in samples]
+    block_of_sample = [number for number, block in enumerate(blocks) for _ in block]
+    return MicroBatch(
+        input_ids=_row((sample.input_ids for sample in samples), device),
+        position_ids=_row(map(range, lengths), device),
+        labels=_row(((IGNORED, *sample.labels[1:]) for sample in samples), device),
+        blocks=torch.tensor(block_of_sample).repeat_interleave(torch.tensor(lengths))[None].to(device),
+        lengths=tuple(lengths),
+        counts=tuple(map(len, blocks)),
+    )
 
-    There is no attention mask: every position looks back only, so what is behind a sample's end reaches no label.
-    """
-    width = max(len(sample.input_ids) for sample in samples)
-    input_ids = torch.full((len(samples), width), pad_token_id)
-    labels = torch.full((len(samples), width), IGNORED)
-    for row, sample in enumerate(samples):
-        input_ids[row, : len(sample.input_ids)] = torch.tensor(sample.input_ids)
-        labels[row, : len(sample.labels)] = torch.tensor(sample.labels)
-    num_tokens = sum(len(sample.input_ids) for sample in samples)
-    return Rows(input_ids=input_ids.to(device), labels=labels.to(device), num_tokens=num_tokens)
+
+def _row(parts: Iterable[Iterable[int]], device: torch.device) -> torch.Tensor:
+    return torch.tensor([list(chain.from_iterable(parts))], device=device)

@@ -58,9 +58,9 @@ def _held_out_loss(pack: Pack, slot: int | None) -> float:
     total = torch.zeros(1, device=pack.accelerator.device, dtype=torch.float64)
     shortest_first = sorted(pack.job.held_out, key=lambda sample: len(sample.input_ids))
     for samples in _my_share(pack, shortest_first):
-        rows = collate(samples, pad_token_id=pack.pad_token_id, device=pack.accelerator.device)
-        with _through(pack, slot, len(samples)):
-            total += pack.loss(rows.input_ids, rows.labels, 1)
+        batch = collate([samples], device=pack.accelerator.device)
+        with pack.routed(batch, [] if slot is None else [slot]):
+            total += pack.loss(batch)
     summed = float(pack.accelerator.reduce(total, "sum").item())
     return summed / sum(sample.num_trained_tokens for sample in pack.job.held_out)
 
@@ -76,9 +76,9 @@ def held_out_losses(pack: Pack, slots: Sequence[int]) -> list[float]:
     with torch.no_grad():
         for start in range(0, len(shortest_first), num_rows):
             samples = shortest_first[start : start + num_rows]
-            rows = collate(samples * len(slots), pad_token_id=pack.pad_token_id, device=pack.accelerator.device)
-            with pack.bank.rows([slot for slot in slots for _ in samples]):
-                totals += pack.loss(rows.input_ids, rows.labels, len(slots))
+            batch = collate([samples] * len(slots), device=pack.accelerator.device)
+            with pack.routed(batch, slots):
+                totals += pack.loss(batch)
     pack.module.train()
     count = sum(sample.num_trained_tokens for sample in pack.job.held_out)
     return [float(total) / count for total in totals]
@@ -108,7 +108,8 @@ def _through(pack: Pack, slot: int | None, num_rows: int) -> AbstractContextMana
 def _generate(pack: Pack, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]) -> list[str]:
     """Return the greedy answers; prompts are padded on the left, so that all of them end where the answers begin."""
     width = max(len(question.prompt_ids) for question in questions)
-    input_ids = torch.full((len(questions), width), pack.pad_token_id)  # [B, T]
+    pad_token_id = tokenizer.pad_token_id
+    input_ids = torch.full((len(questions), width), pad_token_id)  # [B, T]
     attention_mask = torch.zeros_like(input_ids)
     for row, question in enumerate(questions):
         input_ids[row, width - len(question.prompt_ids) :] = torch.tensor(question.prompt_ids)
@@ -121,7 +122,7 @@ def _generate(pack: Pack, tokenizer: PreTrainedTokenizerBase, questions: Sequenc
             max_new_tokens=max(question.max_new_tokens for question in questions),
             do_sample=False,
             eos_token_id=stops,
-            pad_token_id=pack.pad_token_id,
+            pad_token_id=pad_token_id,
         ),
     )
     answers: list[str] = tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)

@@ -1,6 +1,6 @@
 """The loss of a pack of adapters, with the head computed only where there are labels.
 
-B = rows, T = tokens, N = labelled positions, h = hidden size, V = vocabulary, K = adapters in the pass.
+N = tokens, M = labelled positions, h = hidden size, V = vocabulary, K = adapters in the pass.
 """
 
 import torch
@@ -8,6 +8,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cluster.errors import UserError
+from cluster.models.sample_attention import SampleAttention
+from train_jobs.batches import MicroBatch
 from train_jobs.tokens import IGNORED
 
 
@@ -28,21 +30,22 @@ class PackLoss(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self.attention = SampleAttention(model)
         self._check_head()
 
-    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, num_blocks: int) -> torch.Tensor:
-        """Return the summed cross entropy [K] of `num_blocks` equal blocks of the rows `input_ids` [B, T]."""
-        targets = labels[:, 1:]
-        labelled = targets != IGNORED  # [B, T - 1]
-        hidden = self._decode(input_ids)[:, :-1][labelled]  # [N, h]
-        logits = self.model.get_output_embeddings()(hidden).float()  # [N, V]
-        losses = nn.functional.cross_entropy(logits, targets[labelled], reduction="none")  # [N]
-        block = torch.arange(num_blocks, device=labels.device).repeat_interleave(len(labels) // num_blocks)
-        return losses.new_zeros(num_blocks).index_add(0, block[labelled.nonzero()[:, 0]], losses)
+    def forward(self, batch: MicroBatch) -> torch.Tensor:
+        """Return the summed cross entropy [K] of each block of `batch`; inside `attention.samples` of its lengths."""
+        targets = batch.labels[:, 1:]
+        labelled = targets != IGNORED  # [1, N - 1]
+        hidden = self._decode(batch.input_ids, batch.position_ids)[:, :-1][labelled]  # [M, h]
+        logits = self.model.get_output_embeddings()(hidden).float()  # [M, V]
+        losses = nn.functional.cross_entropy(logits, targets[labelled], reduction="none")  # [M]
+        return losses.new_zeros(len(batch.counts)).index_add(0, batch.blocks[:, 1:][labelled], losses)
 
-    def _decode(self, input_ids: torch.Tensor) -> torch.Tensor:
-        hidden: torch.Tensor = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-        return hidden  # [B, T, h]
+    def _decode(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
+        output = self.model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden  # [1, N, h]
 
     @torch.no_grad()
     def _check_head(self) -> None:

@@ -1,6 +1,7 @@
 """Adapters that train together on one base."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cluster.models.bank import AdapterBank
-from train_jobs.batches import DataOrder
+from train_jobs.batches import DataOrder, MicroBatch
 from train_jobs.job import AdapterJob, TrainJob
 from train_jobs.loss import PackLoss
 from train_jobs.packed_adamw import PackedAdamW
@@ -43,7 +44,6 @@ class Pack:
     """`adamw`, prepared."""
     runs: dict[int, Run]
     """By slot; adapters come and go."""
-    pad_token_id: int
 
     @property
     def num_steps(self) -> int:
@@ -71,6 +71,20 @@ class Pack:
                 num_training_steps=adapter.num_steps,
             ),
         )
+
+    @contextmanager
+    def routed(self, batch: MicroBatch, slots: Sequence[int], *, dropout_keys: Sequence[int] = ()) -> Iterator[None]:
+        """Send block i of `batch` through `slots[i]`, forwards and backwards; without slots, all through the bare base.
+
+        `dropout_keys` are those of `AdapterBank.rows`, one per sample.
+        """
+        slot_of_sample = [slot for slot, count in zip(slots, batch.counts, strict=bool(slots)) for _ in range(count)]
+        with ExitStack() as stack:
+            stack.enter_context(self.loss.attention.samples(batch.lengths))
+            if slots:
+                rows = self.bank.rows(slot_of_sample, dropout_keys=dropout_keys, lengths=batch.lengths)
+                stack.enter_context(rows)
+            yield
 
     def leave(self, slot: int) -> None:
         """Empty `slot`."""
@@ -101,7 +115,6 @@ def build_pack(
     model: PreTrainedModel,
     accelerator: Accelerator,
     *,
-    pad_token_id: int,
     size: PackSize | None = None,
 ) -> Pack:
     """Freeze `model`, put the job's adapters on it and prepare everything for this worker.
@@ -129,7 +142,6 @@ def build_pack(
         adamw=adamw,
         optimizer=optimizer,
         runs={},
-        pad_token_id=pad_token_id,
     )
     for slot, adapter in enumerate(job.adapters):
         pack.enter(slot, adapter)

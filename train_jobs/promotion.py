@@ -162,7 +162,7 @@ def _pack(
         checkpoint_steps=1,
         num_threads=1,
     )
-    pack = build_pack(job, base.model, accelerator_for(job), pad_token_id=base.tokenizer.pad_token_id)
+    pack = build_pack(job, base.model, accelerator_for(job))
     for slot, folder in enumerate(folders):
         pack.bank.load_slot(slot, folder)
     return pack

@@ -1,6 +1,6 @@
 """One optimizer step of every run in a pack.
 
-B = rows, K = adapters in the pass.
+K = adapters in the pass.
 """
 
 import time
@@ -11,10 +11,13 @@ import torch
 from accelerate.utils import DistributedType
 
 from cluster.models.banked_linear import mix
-from train_jobs.batches import Rows, chunk, collate
+from train_jobs.batches import MicroBatch, chunk, collate
 from train_jobs.pack import Pack, Run
 from train_jobs.packed_adamw import clip_by_adapter
 from train_jobs.tokens import IGNORED, Sample
+
+FILLER = Sample(input_ids=(0,), labels=(IGNORED,))
+"""Takes part for an adapter that has no sample left: the last batch of an epoch may be shorter than the chunks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,10 +55,9 @@ def train_step(pack: Pack, steps: Mapping[int, int]) -> PackStep:
     pack.module.train()
     for micro_step in range(job.gradient_accumulation_steps):
         with accelerator.accumulate(pack.module):
-            rows, keys = _micro_batch(pack, steps, batches, micro_step)
-            slots = [slot for slot in active for _ in range(len(rows.labels) // len(active))]
-            with pack.bank.rows(slots, dropout_keys=keys):
-                block_sums = pack.module(rows.input_ids, rows.labels, len(active))
+            batch, keys = _micro_batch(pack, steps, batches, micro_step)
+            with pack.routed(batch, active, dropout_keys=keys):
+                block_sums = pack.module(batch)
                 accelerator.backward((block_sums / num_trained).sum() * factor)
             sums += block_sums.detach()
             if accelerator.sync_gradients:
@@ -97,19 +99,15 @@ def _clip(pack: Pack, active: Sequence[int]) -> tuple[float, ...]:
 
 def _micro_batch(
     pack: Pack, steps: Mapping[int, int], batches: Sequence[Sequence[int]], micro_step: int
-) -> tuple[Rows, list[int]]:
-    """Return this worker's rows, a block of equal size per adapter, and the key of each row's dropout."""
+) -> tuple[MicroBatch, list[int]]:
+    """Return this worker's samples, a block per adapter, and the key of each sample's dropout."""
     job, accelerator = pack.job, pack.accelerator
     num_chunks = job.gradient_accumulation_steps * accelerator.num_processes
     index = micro_step * accelerator.num_processes + accelerator.process_index
-    chunks = [chunk(len(batch), num_chunks, index) for batch in batches]
-    block = max(1, *map(len, chunks)) if len(chunks) > 1 else max(1, len(chunks[0]))
-    # The last batch of an epoch may be short: a row without labels takes the place of a missing one.
-    filler = Sample(input_ids=(pack.pad_token_id,), labels=(IGNORED,))
-    samples: list[Sample] = []
+    blocks: list[Sequence[Sample]] = []
     keys: list[int] = []
-    for slot, batch, positions in zip(sorted(steps), batches, chunks, strict=True):
-        missing = block - len(positions)
-        samples += [job.samples[batch[i]] for i in positions] + [filler] * missing
-        keys += [mix(pack.runs[slot].job.seed, steps[slot], i) for i in positions] + [0] * missing
-    return collate(samples, pad_token_id=pack.pad_token_id, device=accelerator.device), keys
+    for slot, batch in zip(sorted(steps), batches, strict=True):
+        positions = chunk(len(batch), num_chunks, index)
+        blocks.append([job.samples[batch[i]] for i in positions] or [FILLER])
+        keys += [mix(pack.runs[slot].job.seed, steps[slot], i) for i in positions] or [0]
+    return collate(blocks, device=accelerator.device), keys

@@ -33,7 +33,7 @@ def train_loop(config: dict[str, TrainJob]) -> Outcome | Refusal:
             compute_dtype=getattr(torch, job.compute_dtype),
             device=accelerator.device,
         )
-        pack = build_pack(job, base.model, accelerator, pad_token_id=base.tokenizer.pad_token_id)
+        pack = build_pack(job, base.model, accelerator)
         return run(pack, base.tokenizer)
     except UserError as error:
         return Refusal(message=str(error))

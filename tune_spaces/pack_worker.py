@@ -126,7 +126,7 @@ class PackWorker:
         )
         base = load_base(job.card, precision=job.precision, compute_dtype=dtype, device=accelerator.device)
         self._tokenizer = base.tokenizer
-        self._pack = build_pack(job, base.model, accelerator, pad_token_id=base.tokenizer.pad_token_id, size=self._size)
+        self._pack = build_pack(job, base.model, accelerator, size=self._size)
 
     def _do_work(self) -> None:
         """Do what is asked for; wait while nothing trains, and for a moment for trials that are being decided on."""

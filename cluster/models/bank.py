@@ -152,21 +152,24 @@ class AdapterBank:
             parameter.data[k].zero_()
 
     @contextmanager
-    def rows(self, slot_of_row: Sequence[int], *, dropout_keys: Sequence[int] = ()) -> Iterator[None]:
-        """Send row i of the passes inside through slot `slot_of_row[i]`; rows of one slot are one block, all equal.
+    def rows(
+        self,
+        slot_of_row: Sequence[int],
+        *,
+        dropout_keys: Sequence[int] = (),
+        lengths: Sequence[int] | None = None,
+    ) -> Iterator[None]:
+        """Send row i of the passes inside through slot `slot_of_row[i]`; the rows of one slot are one block.
 
+        With `lengths` [B], rows lie end to end in one row, `[1, N, d]`, and are that long; else they are `[B, T, d]`.
         `dropout_keys` [B] seed each row's dropout and are needed where the model trains and an adapter has dropout: a
         key names the sample's place in its own run, so that its mask is the same in a pack, alone, on any worker.
 
         Raises:
-            ValueError: Blocks of unequal size, an empty slot, missing dropout keys.
+            ValueError: Rows of a slot that lie apart, an empty slot, missing dropout keys.
         """
         routing = route_rows(
-            slot_of_row,
-            self._specs,
-            like=self._any_weight,
-            training=self.model.training,
-            dropout_keys=dropout_keys,
+            slot_of_row, self._specs, training=self.model.training, dropout_keys=dropout_keys, lengths=lengths
         )
         with self._routed(routing):
             yield

@@ -1,12 +1,13 @@
 """A frozen linear layer with the LoRA weights of many adapters.
 
-B = rows, T = tokens, K = slots, R = largest rank, N = tokens of one block of rows, S = ranks in a serving pass.
+B = rows, T = tokens, K = slots, R = largest rank, N = all tokens of a training pass, S = ranks in a serving pass.
 """
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from cluster.models.lora_linear import LoraLinear
+from cluster.models.lora_linear import LoraLinear, LoraUpdate
 from cluster.models.routing import Routing, Rows, Tokens
 
 
@@ -46,29 +47,24 @@ class BankedLinear(nn.Module):
                 return result
 
     def _through_rows(self, x: torch.Tensor, rows: Rows) -> torch.Tensor:
-        if x.shape[0] != rows.num_rows:
-            raise ValueError(f"{x.shape[0]} rows in the pass, {rows.num_rows} in its routing")
-        blocks = len(rows.slots)
-        per_adapter = x.reshape(blocks, -1, x.shape[-1])  # [K, N, d_in]
-        mask = dropout_mask(x, rows, self.index).view_as(per_adapter) if rows.dropout else None
-        lora_a: torch.Tensor = self.lora_A
-        lora_b: torch.Tensor = self.lora_B
-        if rows.slots != tuple(range(len(lora_a))):
-            chosen = torch.tensor(rows.slots, device=lora_a.device)
-            lora_a, lora_b = lora_a.index_select(0, chosen), lora_b.index_select(0, chosen)
+        flat = x.reshape(-1, x.shape[-1])  # [N, d_in]
+        blocks = rows.blocks(x.shape)
+        mask = dropout_mask(flat, rows, self.index) if rows.dropout else None
+        layer = self.base_layer
         if self._is_plain(x):
-            layer = self.base_layer
+            # transformers' Conv1D holds its weight transposed.
+            weight = layer.weight if isinstance(layer, nn.Linear) else layer.weight.T
             result: torch.Tensor = LoraLinear.apply(  # type: ignore[no-untyped-call]
-                per_adapter, layer.weight, layer.bias, lora_a, lora_b, rows.scaling, mask
+                flat, weight, layer.bias, self.lora_A, self.lora_B, mask, blocks
             )
-            return result.view(*x.shape[:-1], -1)
-        adapted = (per_adapter if mask is None else per_adapter * mask).to(lora_a.dtype)
-        hidden = torch.bmm(adapted, lora_a.transpose(1, 2)) * rows.scaling  # [K, N, R]
-        return _plus(self.base_layer(x), hidden, lora_b)
+        else:
+            base = layer(x).reshape(len(flat), -1)
+            result = LoraUpdate.apply(base, flat, self.lora_A, self.lora_B, mask, blocks)  # type: ignore[no-untyped-call]
+        return result.view(*x.shape[:-1], -1)
 
     def _is_plain(self, x: torch.Tensor) -> bool:
         """Say whether base and adapters compute in one type, without quantization or autocast in between."""
-        is_linear = type(self.base_layer) is nn.Linear
+        is_linear = type(self.base_layer) in (nn.Linear, Conv1D)
         return is_linear and x.dtype == self.lora_A.dtype == self.base_layer.weight.dtype and not _is_autocast(x)
 
     def add_update(self, x: torch.Tensor, result: torch.Tensor) -> None:
@@ -138,21 +134,21 @@ def features(layer: nn.Module) -> tuple[int, int]:
 
 
 def dropout_mask(x: torch.Tensor, rows: Rows, index: int) -> torch.Tensor:
-    """Return [B, T, d]: 0 with the row's probability, else 1; the routing's scaling makes up for what is lost.
+    """Return [N, d]: False with the row's probability; the routing's scaling makes up for what is lost.
 
     Each row draws from a generator seeded by its own key and the layer's `index`. So the mask of a sample does not
     depend on its neighbours, on padding, on the number of workers, nor on how often the layer runs (gradient
     checkpointing runs it twice).
     """
-    mask = torch.empty_like(x)
-    num_values = x[0].numel()
+    mask = torch.empty_like(x, dtype=torch.bool)
+    lengths = rows.lengths or [len(x) // len(rows.dropout)] * len(rows.dropout)
     # A comparison of 16 random bits, four to a drawn int64, keeps probabilities to 1 / 65536 and costs a quarter of
     # `torch.nn.functional.dropout` on a CPU.
-    bits = torch.empty(-(-num_values // 4), dtype=torch.int64, device=x.device)
-    for row, p, key in zip(mask, rows.dropout, rows.dropout_keys, strict=True):
+    bits = torch.empty(-(-max(lengths) * x.shape[1] // 4), dtype=torch.int64, device=x.device)
+    for row, p, key in zip(mask.split_with_sizes(lengths), rows.dropout, rows.dropout_keys, strict=True):
         generator = torch.Generator(x.device).manual_seed(mix(key, index))
-        bits.random_(-(2**63), None, generator=generator)
-        torch.ge(bits.view(torch.int16)[:num_values], round(p * 65536) - 32768, out=row.view(-1))
+        drawn = bits[: -(-row.numel() // 4)].random_(-(2**63), None, generator=generator)
+        torch.ge(drawn.view(torch.int16)[: row.numel()], round(p * 65536) - 32768, out=row.view(-1))
     return mask
 
 

@@ -5,11 +5,12 @@ B = rows, T = tokens, K = slots of the bank, S = ranks of all adapters in the pa
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, islice, repeat
 
 import torch
 
 from cluster.models.adapter_spec import AdapterSpec
+from cluster.models.lora_linear import Blocks
 
 # Tokens x mean rank up to which one dense product over all adapters of the pass is cheaper than a product per adapter:
 # it starts two kernels instead of two per adapter, and with few tokens the time goes into reading the weights, not into
@@ -19,16 +20,35 @@ MAX_DENSE = 1024
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rows:
-    """A training pass: equal contiguous blocks of rows, one per adapter."""
+    """A training pass: contiguous blocks of rows, one per adapter."""
 
     slots: tuple[int, ...]
     """The slot of each block, in order."""
-    num_rows: int
-    scaling: torch.Tensor  # [blocks, 1, 1], over the share of the inputs that dropout keeps
+    counts: tuple[int, ...]
+    """Rows of each block."""
+    lengths: tuple[int, ...] | None
+    """Tokens of each row, where rows lie end to end in one; None where each is a row of the tensor."""
+    scaling: tuple[float, ...]
+    """Of each block's adapter, over the share of its inputs that dropout keeps."""
     dropout: tuple[float, ...]
     """Dropout of each row; empty when no row has any or the model does not train."""
     dropout_keys: tuple[int, ...]
     """Seed of each row's dropout; empty like `dropout`."""
+
+    def blocks(self, shape: torch.Size) -> Blocks:
+        """Return the tokens of each block in a tensor of `shape`, [B, T, d] or [1, N, d].
+
+        Raises:
+            ValueError: Another number of rows or tokens than the pass has.
+        """
+        expected = (1, sum(self.lengths)) if self.lengths else (sum(self.counts), shape[1])
+        if tuple(shape[:2]) != expected:
+            raise ValueError(
+                f"{shape[0]} x {shape[1]} tokens in the pass, {expected[0]} x {expected[1]} in its routing"
+            )
+        lengths = iter(self.lengths or repeat(shape[1]))
+        sizes = tuple(sum(islice(lengths, count)) for count in self.counts)
+        return Blocks(slots=self.slots, sizes=sizes, scaling=self.scaling)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,30 +98,32 @@ def route_rows(
     slot_of_row: Sequence[int],
     specs: Sequence[AdapterSpec | None],
     *,
-    like: torch.Tensor,
     training: bool,
     dropout_keys: Sequence[int],
+    lengths: Sequence[int] | None = None,
 ) -> Rows:
-    """Return the routing of a pass over rows, for weights `like` these; no dropout unless `training`.
+    """Return the routing of a pass over rows; no dropout unless `training`.
 
     Raises:
-        ValueError: The rows of a slot are not one block, blocks differ in size, a slot is empty, keys are missing.
+        ValueError: The rows of a slot are not one block, a slot is empty, keys or lengths are missing.
     """
     slots = tuple(dict.fromkeys(slot_of_row))
-    block = len(slot_of_row) // max(len(slots), 1)
-    if not slots or list(slot_of_row) != [slot for slot in slots for _ in range(block)]:
-        raise ValueError(f"rows must come in equal contiguous blocks per slot, got {list(slot_of_row)}")
+    counts = tuple(map(list(slot_of_row).count, slots))
+    if not slots or list(slot_of_row) != [slot for slot, n in zip(slots, counts, strict=True) for _ in range(n)]:
+        raise ValueError(f"rows must come in contiguous blocks, one per slot, got {list(slot_of_row)}")
+    if lengths is not None and len(lengths) != len(slot_of_row):
+        raise ValueError(f"{len(slot_of_row)} rows need as many lengths, got {len(lengths)}")
     chosen = [_occupied(specs, slot) for slot in slots]
-    dropout = tuple(spec.lora_dropout for spec in chosen for _ in range(block))
+    dropout = tuple(spec.lora_dropout for spec, n in zip(chosen, counts, strict=True) for _ in range(n))
     if not training or not any(dropout):
         dropout, dropout_keys = (), ()
     if len(dropout) != len(dropout_keys):
         raise ValueError(f"{len(dropout)} rows with dropout need as many dropout_keys, got {len(dropout_keys)}")
-    scaling = [spec.scaling / (1 - spec.lora_dropout if dropout else 1) for spec in chosen]
     return Rows(
         slots=slots,
-        num_rows=len(slot_of_row),
-        scaling=torch.tensor(scaling, dtype=like.dtype, device=like.device).view(-1, 1, 1),
+        counts=counts,
+        lengths=None if lengths is None else tuple(lengths),
+        scaling=tuple(spec.scaling / (1 - spec.lora_dropout if dropout else 1) for spec in chosen),
         dropout=dropout,
         dropout_keys=tuple(dropout_keys),
     )
