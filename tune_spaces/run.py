@@ -20,7 +20,7 @@ from train_jobs.job import TrainJob
 from train_jobs.launch import WORKER_ENV
 from train_jobs.loop import Outcome
 from train_jobs.pack import PackSize
-from train_jobs.prepare import Data, build_job, read_data
+from train_jobs.prepare import Data, build_job
 from train_jobs.progress import StepMetrics, announce
 from train_jobs.register import register
 from tune_spaces.arguments import SearchRequest
@@ -58,7 +58,7 @@ class Found:
 
 
 def run_search(
-    request: SearchRequest, plan: TrainingPlan, space: Space, packs: PackPlan, *, resume: str | None
+    request: SearchRequest, plan: TrainingPlan, space: Space, packs: PackPlan, data: Data, *, resume: str | None
 ) -> AdapterVersion:
     """Return the registered best of the search.
 
@@ -66,7 +66,6 @@ def run_search(
         UserError: The data cannot be trained on, the cluster has too little, or no trial came far enough.
     """
     begin_s = time.monotonic()
-    data = read_data(as_training_request(request), plan)
     job = build_job(as_training_request(request), plan, data)
     job = replace(job, num_threads=max(1, plan.hardware.num_cpus // packs.num_workers))
     name = resume or new_search(request)

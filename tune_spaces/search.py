@@ -5,6 +5,8 @@ ray job submit -- python -m tune_spaces.search --model smollm2-135m-instruct --d
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from cluster.catalog import find
 from cluster.hardware import detect
@@ -19,6 +21,9 @@ from tune_spaces.pack_plan import PackPlan, plan_packs, prune
 from tune_spaces.spaces import space_of
 from tune_spaces.values import Choice, Space
 
+if TYPE_CHECKING:
+    from train_jobs.prepare import Data
+
 
 def search(request: SearchRequest, *, resume: str | None = None) -> AdapterVersion:
     """Plan, check, try, and register the best; returns the new version.
@@ -30,15 +35,24 @@ def search(request: SearchRequest, *, resume: str | None = None) -> AdapterVersi
     card = find(request.model)
     check_name(request.name)
     plan = plan_of(request)
-    space, packs = space_and_packs(request, plan)
+    space_of(request.space, plan, request.changes)
     for path in filter(None, (request.data, request.eval_data)):
         read_data_file(path)
     ensure_available(card)
 
     # From here on it takes seconds: torch, transformers and Ray are imported.
-    from tune_spaces.run import run_search
+    from train_jobs.prepare import read_data
+    from tune_spaces.run import as_training_request, run_search
 
-    return run_search(request, plan, space, packs, resume=resume)
+    data = read_data(as_training_request(request), plan)
+    plan = plan_of(replace(request, max_length=longest(data)))
+    space, packs = space_and_packs(request, plan)
+    return run_search(request, plan, space, packs, data, resume=resume)
+
+
+def longest(data: "Data") -> int:
+    """Return the tokens of the longest sample: room for longer ones would only keep trials out of memory."""
+    return max(len(sample.input_ids) for part in (data.train, data.held_out) for sample in part.samples)
 
 
 def plan_of(request: SearchRequest) -> TrainingPlan:
