@@ -1,12 +1,17 @@
 """What the jobs' command lines share: errors of one line, and numbers within their bounds."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from cluster.errors import UserError
 from train_jobs.interrupt import treat_sigterm_as_ctrl_c
+
+
+NUMBER = r"(\d+(?:\.\d+)?)"
+DURATION = re.compile(f"(?:{NUMBER}h)?(?:{NUMBER}m)?(?:{NUMBER}s?)?")
 
 
 class UsageError(UserError, ValueError):
@@ -35,6 +40,19 @@ def positive(text: str) -> float:
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return number
+
+
+def duration_s(text: str) -> float:
+    """Return the seconds of `1h30m`, `45m`, `90s` or plain `90`."""
+    found = DURATION.fullmatch(text)
+    seconds = (
+        sum(float(part or 0) * unit_s for part, unit_s in zip(found.groups(), (3600, 60, 1), strict=True))
+        if found
+        else 0
+    )
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time above 0, as 90s, 30m or 1h30m are")
+    return seconds
 
 
 def run_command(work: Callable[[Sequence[str]], object], argv: Sequence[str], *, when_stopped: str) -> int:

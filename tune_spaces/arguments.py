@@ -6,8 +6,8 @@ from typing import get_args
 
 from cluster.model_card import Precision
 from cluster.presets import Method
-from train_jobs.command_line import Parser, UsageError, count, positive
-from tune_spaces.spaces import BOUNDS, SPACES, WORDS
+from train_jobs.command_line import Parser, UsageError, count, duration_s, positive
+from tune_spaces.spaces import SPACES
 from tune_spaces.values import Values, read_values
 
 OBJECTIVES = {"held_out_loss": "min", "exact_match": "max"}
@@ -43,7 +43,7 @@ class SearchRequest:
     changes: dict[str, Values]
     """Fields of the space that the user set."""
     overrides: dict[str, str]
-    """Fields of the plan, the same in all trials."""
+    """Fields of the plan, where the space does not have them."""
 
     @property
     def mode(self) -> str:
@@ -65,17 +65,17 @@ def read_arguments(argv: Sequence[str]) -> SearchRequest | str:
     missing = [name for name in ("model", "data", "name") if words[name] is None]
     if missing:
         raise UsageError(f"--{missing[0]} is missing; --help shows the arguments.")
-    changes: dict[str, Values] = {}
-    overrides: dict[str, str] = {}
-    for setting in words.pop("set"):
-        field, equals, text = setting.partition("=")
-        if not equals:
-            raise UsageError(f"--set {setting}: write it as field=values, as in --set r=8,16,32.")
-        if field in BOUNDS or field in WORDS:
-            changes[field] = read_values(field, text)
-        else:
-            overrides[field] = text
+    overrides = _settings("--set", words.pop("set"), example="micro_batch_size=4")
+    texts = _settings("--set-space", words.pop("set_space"), example="r=8,16,32")
+    changes = {field: read_values(field, text) for field, text in texts.items()}
     return SearchRequest(**words, changes=changes, overrides=overrides)
+
+
+def _settings(flag: str, settings: Sequence[str], *, example: str) -> dict[str, str]:
+    wrong = [setting for setting in settings if "=" not in setting]
+    if wrong:
+        raise UsageError(f"{flag} {wrong[0]}: write it with =, as in {flag} {example}.")
+    return dict(setting.split("=", 1) for setting in settings)
 
 
 def _parser() -> Parser:
@@ -90,13 +90,19 @@ def _parser() -> Parser:
     parser.add_argument("--resume", metavar="SEARCH", help="go on with a search that was cut short")
     parser.add_argument("--eval-data", help="held-out examples; by default a tenth of --data")
     parser.add_argument("--space", default="standard", choices=tuple(SPACES))
-    parser.add_argument("--trials", type=count, default=DEFAULT_TRIALS)
+    parser.add_argument("--trials", "--max-trials", type=count, default=DEFAULT_TRIALS, help="points to try")
     parser.add_argument("--searcher", default="random", choices=SEARCHERS)
     parser.add_argument("--scheduler", default="asha", choices=SCHEDULERS)
     parser.add_argument("--objective", default="held_out_loss", choices=tuple(OBJECTIVES))
     parser.add_argument("--epochs", type=positive, default=DEFAULT_EPOCHS, help="passes over the data of a whole trial")
     parser.add_argument("--max-steps", type=count, help="optimizer steps of a whole trial; instead of --epochs")
-    parser.add_argument("--max-time-s", type=positive, help="seconds, after which the best so far is kept")
+    parser.add_argument(
+        "--max-time",
+        dest="max_time_s",
+        type=duration_s,
+        metavar="TIME",
+        help="after which the best so far is kept: 90s, 30m, 1h30m",
+    )
     parser.add_argument("--max-gpu-hours", type=positive, help="hours of all GPUs (workers, on a CPU) together")
     parser.add_argument("--method", choices=("lora", "qlora"))
     parser.add_argument("--precision", choices=get_args(Precision), help="of the frozen base")
@@ -105,7 +111,14 @@ def _parser() -> Parser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-promote", dest="promote", action="store_false", help="register without promoting")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUES", help="r=8,16 or learning_rate=1e-5..1e-3"
+        "--set-space",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUES",
+        help="what is tried of a field: r=8,16 or learning_rate=1e-5..1e-3",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="a preset field of all trials"
     )
     parser.add_argument("--debug", action="store_true", help="show where an error was raised")
     return parser
