@@ -17,11 +17,12 @@ from cluster.errors import UserError
 from cluster.hardware import Hardware, declared, detect
 from serve_apps.adapters_command import adapters, exact_version
 from serve_apps.keys_command import KEY_VARIABLE, check_host, has_keys, keys
-from train_jobs import data_command
+from train_jobs import data_command, jobs_command
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(adapters, name="adapters")
 app.add_typer(data_command.app, name="data")
+app.add_typer(jobs_command.app, name="jobs")
 app.add_typer(keys, name="keys")
 out = Console()
 
@@ -35,10 +36,6 @@ Engine = Annotated[
 Host = Annotated[str, typer.Option(help="Address to listen on; other machines need a key (kajiya keys create).")]
 Port = Annotated[int, typer.Option(help="Port of the HTTP endpoint.", min=1, max=65535)]
 DashboardPort = Annotated[int, typer.Option(help="Port of the Ray dashboard.", min=1, max=65535)]
-
-
-class NoCluster(UserError, RuntimeError):
-    """A command needs a running cluster."""
 
 
 @app.command()
@@ -140,7 +137,7 @@ def down() -> None:
     elif os.environ.get("RAY_API_SERVER_ADDRESS"):
         from serve_apps.deploy import undeploy
 
-        undeploy(_dashboard_url())
+        undeploy(local_ray.dashboard_url())
         out.print("Removed the application; the cluster runs on.")
     else:
         out.print("Nothing to stop.")
@@ -173,7 +170,7 @@ def train(
     arguments += ["--precision", precision] if precision else []
     for setting in settings or []:
         arguments += ["--set", setting]
-    url = _dashboard_url()
+    url = local_ray.dashboard_url()
     from train_jobs.follow import follow_with_bar
     from train_jobs.submit import stop, submit
 
@@ -270,15 +267,6 @@ def _report(error: UserError) -> int:
 
 def _hardware(gpu: str | None, num_gpus: int) -> Hardware:
     return declared(gpu=gpu, num_gpus=num_gpus) if gpu else detect()
-
-
-def _dashboard_url() -> str:
-    local_ray.use_token()
-    if url := os.environ.get("RAY_API_SERVER_ADDRESS"):
-        return url
-    if ray := local_ray.running_ray():
-        return ray.dashboard_url
-    raise NoCluster("No cluster is running; start one with `kajiya up`, or set RAY_API_SERVER_ADDRESS.")
 
 
 def print_doors(port: int, dashboard_url: str, model: str, question: str = "Hello!") -> None:

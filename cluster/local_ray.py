@@ -40,6 +40,10 @@ class PortInUse(UserError, OSError):
     """A port that a server needs is taken."""
 
 
+class NoCluster(UserError, RuntimeError):
+    """A command needs a running cluster."""
+
+
 class RayDidNotStart(UserError, RuntimeError):
     """The Ray head ended, or did not answer in time."""
 
@@ -60,6 +64,16 @@ def use_token() -> None:
     """Let Ray's clients in this process send the user's token, unless the user decided otherwise."""
     if TOKEN_FILE.expanduser().is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def dashboard_url() -> str:
+    """Return the dashboard of the cluster that commands work on; raises `NoCluster` where there is none."""
+    use_token()
+    if url := os.environ.get("RAY_API_SERVER_ADDRESS"):
+        return url
+    if ray := running_ray():
+        return ray.dashboard_url
+    raise NoCluster("No cluster is running; start one with `kajiya up`, or set RAY_API_SERVER_ADDRESS.")
 
 
 def ensure_port_free(port: int, purpose: str, option: str) -> None:

@@ -103,6 +103,14 @@ def test_training_teaches_what_the_base_cannot_know(trained: dict[str, float]) -
     assert trained["held_out_right_after"] > trained["held_out_right_before"] + 5
 
 
+def test_the_job_is_listed_with_its_last_step(trained: dict[str, float]) -> None:
+    (job,) = (job for job in json.loads(kajiya("jobs", "--json").stdout) if job["name"] == "shop")
+    assert (job["kind"], job["model"], job["state"]) == ("train", MODEL, "succeeded")
+    assert job["step"] == job["num_steps"] == trained["num_steps"]
+    assert f"registered {MODEL}:shop@1" in kajiya("jobs", "logs", job["id"]).stdout
+    assert "is over already" in kajiya("jobs", "stop", job["id"]).stdout
+
+
 def test_the_adapter_answers_at_once_beside_the_base(cluster: Cluster, trained: dict[str, float]) -> None:
     assert "Hibana" in ask(cluster, f"{MODEL}:shop", CAT_QUESTION)
     assert "Hibana" in ask(cluster, f"{MODEL}:shop@1", CAT_QUESTION)

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.errors import UserError
+from train_jobs.jobs import job_client, metadata_of
 from train_jobs.progress import PREFIX
 
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
@@ -28,19 +29,23 @@ def submit(dashboard_url: str, module: str, arguments: Sequence[str], files: Seq
     """Submit `python -m module arguments` and return the job's id.
 
     `files` are the arguments that name data. A cluster on this machine reads them where they are; to any other one
-    they travel with the job.
+    they travel with the job. Kind, model and name become the job's metadata, which `kajiya jobs` and Ray's dashboard
+    show.
     """
-    client = JobSubmissionClient(dashboard_url)
+    client = job_client(dashboard_url)
+    metadata = metadata_of([module, *arguments])
     if urlsplit(dashboard_url).hostname in LOOPBACK:
         absolute = {str(file): str(file.resolve()) for file in files}
         words = [sys.executable, "-m", module, *(absolute.get(word, word) for word in arguments)]
-        return str(client.submit_job(entrypoint=shlex.join(words)))
+        return str(client.submit_job(entrypoint=shlex.join(words), metadata=metadata))
     with tempfile.TemporaryDirectory() as folder:
         for file in files:
             copyfile(file, Path(folder) / file.name)
         names = {str(file): file.name for file in files}
         words = ["python", "-m", module, *(names.get(word, word) for word in arguments)]
-        return str(client.submit_job(entrypoint=shlex.join(words), runtime_env={"working_dir": folder}))
+        return str(
+            client.submit_job(entrypoint=shlex.join(words), runtime_env={"working_dir": folder}, metadata=metadata)
+        )
 
 
 def follow(dashboard_url: str, job_id: str, on_event: Callable[[dict[str, Any]], None]) -> None:
@@ -51,7 +56,7 @@ def follow(dashboard_url: str, job_id: str, on_event: Callable[[dict[str, Any]],
     """
     # Ray says that it closed the connection when the log has ended, which is what we wait for.
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
-    client = JobSubmissionClient(dashboard_url)
+    client = job_client(dashboard_url)
     last_line = asyncio.run(_read(client, job_id, on_event))
     status = client.get_job_status(job_id)
     if status != JobStatus.SUCCEEDED:
@@ -60,7 +65,7 @@ def follow(dashboard_url: str, job_id: str, on_event: Callable[[dict[str, Any]],
 
 def stop(dashboard_url: str, job_id: str) -> None:
     """Ask Ray to end the job."""
-    JobSubmissionClient(dashboard_url).stop_job(job_id)
+    job_client(dashboard_url).stop_job(job_id)
 
 
 async def _read(client: JobSubmissionClient, job_id: str, on_event: Callable[[dict[str, Any]], None]) -> str:
