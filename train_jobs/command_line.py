@@ -9,7 +9,6 @@ from typing import NoReturn
 from cluster.errors import UserError
 from train_jobs.interrupt import treat_sigterm_as_ctrl_c
 
-
 NUMBER = r"(\d+(?:\.\d+)?)"
 DURATION = re.compile(f"(?:{NUMBER}h)?(?:{NUMBER}m)?(?:{NUMBER}s?)?")
 

@@ -1,26 +1,82 @@
-"""How long a search may run, and what it will cost."""
+"""What a search may cost, what it will cost, and when it cannot even begin."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from cluster.errors import UserError
+from cluster.plan import TrainingPlan
+from train_jobs.job import TrainJob
+
+GPU_FLOPS = 2.5e15
+"""No GPU of the catalogue does more dense bf16 operations a second."""
+CORE_FLOPS = {"float32": 3e11}
+OTHER_CORE_FLOPS = 1e13
+"""No core does more: two AVX-512 units at 4.5 GHz in fp32, AMX tiles in 16 bits."""
+FLOP_PER_WEIGHT = 4
+"""Per trained token on a frozen base: two forward, two for the gradient of the activations (arXiv:2106.09685)."""
+
+
+class BudgetTooSmall(UserError, ValueError):
+    """A budget in which no trial comes far enough to be compared."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """The bound on a search's time; None where there is none."""
+    """The bounds on what a search may spend; None where there is none."""
 
     max_time_s: float | None
+    max_gpu_hours: float | None
+
+    def limit_s(self, num_workers: int) -> float | None:
+        """Return the tighter of both bounds as time; GPU hours are spent by all workers together."""
+        by_hours = None if self.max_gpu_hours is None else self.max_gpu_hours * 3600 / num_workers
+        bounds = [bound for bound in (self.max_time_s, by_hours) if bound is not None]
+        return min(bounds) if bounds else None
+
+    def __str__(self) -> str:
+        """Return the options that the user gave."""
+        words = [] if self.max_time_s is None else [f"--max-time {in_words(self.max_time_s)}"]
+        words += [] if self.max_gpu_hours is None else [f"--max-gpu-hours {self.max_gpu_hours:g}"]
+        return " ".join(words)
 
 
-def budget_of(*, max_time_s: float | None, max_gpu_hours: float | None, num_workers: int) -> Budget:
-    """Return the tighter of both bounds: `max_gpu_hours` is spent by all workers together."""
-    by_hours = None if max_gpu_hours is None else max_gpu_hours * 3600 / num_workers
-    bounds = [bound for bound in (max_time_s, by_hours) if bound is not None]
-    return Budget(max_time_s=min(bounds) if bounds else None)
+def ensure_a_step(budget: Budget, plan: TrainingPlan, job: TrainJob, *, num_workers: int) -> None:
+    """Check that a step of one trial could fit, by what its products cost on the fastest machine there is.
 
-
-def predicted_s(step_s: float, *, num_steps_each: int, num_trials: int, num_slots: int, num_workers: int) -> float:
-    """Return the time of a whole search without early stopping: rounds of full packs, each of `num_steps_each` steps.
-
-    `step_s` is one measured step of a full pack; a last round that is not full takes its share of one.
+    Raises:
+        BudgetTooSmall: It cannot.
     """
-    rounds = num_trials / (num_slots * num_workers)
-    return rounds * num_steps_each * step_s
+    limit_s = budget.limit_s(num_workers)
+    least_s = least_step_s(plan, job)
+    if limit_s is not None and limit_s < least_s:
+        raise BudgetTooSmall(
+            f"{budget} is {limit_s:.2g} s, and one step of one trial takes at least {least_s:.2g} s; "
+            f"a trial has {job.adapters[0].num_steps} steps. Give more."
+        )
+
+
+def least_step_s(plan: TrainingPlan, job: TrainJob) -> float:
+    """Return a time that one step of one trial cannot be shorter than."""
+    tokens = job.batch_size * sum(len(sample.input_ids) for sample in job.samples) / len(job.samples)
+    per_core = CORE_FLOPS.get(job.compute_dtype, OTHER_CORE_FLOPS)
+    flops = GPU_FLOPS if plan.hardware.gpu else plan.hardware.num_cpus * per_core
+    return FLOP_PER_WEIGHT * plan.card.num_active_parameters() * tokens / flops
+
+
+def expected_steps(rungs: Sequence[int], *, num_trials: int, reduction_factor: int | None) -> int:
+    """Return the optimizer steps of all trials together: all to the end, or one in `reduction_factor` at each rung."""
+    if reduction_factor is None:
+        return num_trials * rungs[-1]
+    steps, before, left = 0, 0, num_trials
+    for rung in rungs:
+        steps += left * (rung - before)
+        before, left = rung, max(1, left // reduction_factor)
+    return steps
+
+
+def in_words(seconds: float) -> str:
+    """Return a time as a person would say it, and as `--max-time` reads it."""
+    if seconds < 120:
+        return f"{seconds:.0f}s" if seconds >= 10 else f"{seconds:.3g}s"
+    minutes = round(seconds / 60)
+    return f"{minutes}m" if minutes < 120 else f"{minutes // 60}h{minutes % 60:02}m"

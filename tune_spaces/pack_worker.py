@@ -28,6 +28,8 @@ from tune_spaces.trial_state import TrialState, put_state, take_state
 
 Result = TypeVar("Result")
 IDLE_S = 3600.0
+NUM_WARM_STEPS = 1
+"""Steps that say little of the next ones: memory is taken and kernels are chosen."""
 GRACE_S = 0.5
 """How long a step waits for trials on which Ray Tune is deciding: full packs are worth it, a slow driver is not."""
 
@@ -44,6 +46,8 @@ class PackWorker:
         self._arrived: deque[tuple[Trial, TrialReport]] = deque()
         """Trials at their rung whose report has yet to be released."""
         self._released_s = 0.0
+        self._measured: Future[float] = Future()
+        self._num_made = 0
         threading.Thread(target=self._own, daemon=True, name="pack").start()
         self._call(lambda: None)
 
@@ -82,6 +86,10 @@ class PackWorker:
     def evaluation_of(self, files: dict[str, bytes]) -> Evaluation:
         """Return held-out loss and answers of an adapter in PEFT's format; needs a free slot."""
         return self._call(lambda: self._evaluation_of(files))
+
+    def measured_step_s(self) -> float:
+        """Wait for a measured step and return its share for one trial."""
+        return self._measured.result()
 
     def _evaluation_of(self, files: dict[str, bytes]) -> Evaluation:
         slot = self._free_slots()[0]
@@ -173,6 +181,9 @@ class PackWorker:
             return
         for slot, loss in zip(made.slots, made.losses, strict=True):
             trials[slot].note(loss, num_tokens=made.num_tokens // len(made.slots), seconds=made.duration_s)
+        self._num_made += 1
+        if self._num_made == NUM_WARM_STEPS + 1:
+            self._measured.set_result(made.duration_s / len(made.slots))
         arrived = [trials[slot] for slot in made.slots if trials[slot].is_at_rung]
         if arrived:
             self._arrive(arrived)

@@ -1,5 +1,6 @@
 """A Ray Tune trial that trains in a slot of a pack worker instead of a process of its own."""
 
+import logging
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ class PackedTrial(tune.Trainable):  # type: ignore[misc] # Ray's interface of a 
 
     def setup(self, config: Mapping[str, Any], shared: Shared) -> None:
         """Take a slot."""
+        for name in ("ray.tune", "ray.train"):
+            logging.getLogger(name).setLevel(logging.WARNING)  # they would tell of every checkpoint
         self._shared = shared
         self._worker: ActorHandle | None = None
         self._step = 0

@@ -1,5 +1,6 @@
 """Run a search on a cluster: workers with one base each, Ray Tune over their slots, the best into the registry."""
 
+import secrets
 import shutil
 import time
 from collections.abc import Sequence
@@ -8,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray import tune
 from ray.actor import ActorHandle
-from ray.tune import CheckpointConfig, FailureConfig, Result, ResultGrid, Tuner
+from ray.tune import Result, ResultGrid
 
 from cluster.errors import UserError
 from cluster.plan import TrainingPlan
 from cluster.registry import AdapterVersion
 from train_jobs.arguments import Request
+from train_jobs.interrupt import treat_sigterm_as_ctrl_c
 from train_jobs.job import TrainJob
 from train_jobs.launch import WORKER_ENV
 from train_jobs.loop import Outcome
@@ -24,21 +25,20 @@ from train_jobs.prepare import Data, build_job
 from train_jobs.progress import StepMetrics, announce
 from train_jobs.register import register
 from tune_spaces.arguments import SearchRequest
-from tune_spaces.budget import budget_of
+from tune_spaces.budget import Budget, ensure_a_step, in_words
 from tune_spaces.halving import rungs
-from tune_spaces.methods import REDUCTION_FACTOR, first_guess, scheduler, searcher
+from tune_spaces.methods import REDUCTION_FACTOR, first_guess
 from tune_spaces.pack_plan import PackPlan
 from tune_spaces.pack_worker import PackWorker
-from tune_spaces.packed_trial import ADAPTER_FOLDER, PackedTrial, Shared
+from tune_spaces.packed_trial import ADAPTER_FOLDER, Shared
 from tune_spaces.report import Summary, write_report
-from tune_spaces.store import new_search, searches_folder
+from tune_spaces.store import REPORT_PAGE, new_search, notes, predicted_s, searches_folder
 from tune_spaces.trial import DIVERGED_LOSS
 from tune_spaces.trial_jobs import adapter_job
-from tune_spaces.values import Space, to_ray
-from tune_spaces.watch import Watch
+from tune_spaces.tuner import MAX_FAILURES, quiet_ray, tuner
+from tune_spaces.values import Space
+from tune_spaces.watch import Outline
 
-MAX_FAILURES = 3
-"""How often a trial may lose its worker."""
 FIRST_RUNG_SHARE = 16
 """The first rung is at this part of a run, where the warm-up leaves room: two halvings by four before the end."""
 
@@ -65,45 +65,89 @@ def run_search(
     Raises:
         UserError: The data cannot be trained on, the cluster has too little, or no trial came far enough.
     """
-    begin_s = time.monotonic()
     job = build_job(as_training_request(request), plan, data)
     job = replace(job, num_threads=max(1, plan.hardware.num_cpus // packs.num_workers))
-    name = resume or new_search(request)
-    announce(
-        "search",
-        f"search {name}: {request.trials} trials of {job.adapters[0].num_steps} steps, {packs.num_slots} on each of "
-        f"{packs.num_workers} bases; after a crash go on with --resume {name}",
-        search=name,
-    )
+    budget = Budget(max_time_s=request.max_time_s, max_gpu_hours=request.max_gpu_hours)
+    ensure_a_step(budget, plan, job, num_workers=packs.num_workers)
+    outline = outline_of(request, job, packs, budget, name=resume or new_search(request))
+    _announce(outline)
+    quiet_ray()
     ray.init(ignore_reinit_error=True)
-    workers = start_workers(job, packs, use_gpu=plan.hardware.gpu is not None)
+    treat_sigterm_as_ctrl_c()
+    workers = start_workers(job, outline, use_gpu=plan.hardware.gpu is not None)
     shared = Shared(
         job=job,
-        rungs=rungs_of(request, job),
+        rungs=outline.rungs,
         workers=tuple(workers),
         is_exact_match=request.objective == "exact_match",
     )
-    watch = Watch(packs, num_trials=request.trials, num_steps=shared.rungs[-1], objective=request.objective)
-    grid = _tuner(request, space, packs, shared, name, watch=watch, is_resumed=resume is not None).fit()
+    try:
+        return _search(request, plan, space, data, shared, outline)
+    finally:
+        for worker in workers:
+            ray.kill(worker)
+
+
+def _search(
+    request: SearchRequest, plan: TrainingPlan, space: Space, data: Data, shared: Shared, outline: Outline
+) -> AdapterVersion:
+    begin_s = time.monotonic()
+    guess = first_guess(space, default_values(shared))
+    grid = tuner(request, space, shared, outline, first_guess=guess).fit()
     best = best_of(grid, request)
     version = _register(request, plan, data, shared, best)
-    folder = searches_folder() / name
     summary = Summary(
-        name=name,
+        name=outline.name,
         request=request,
         results=tuple(grid),
         best=best.result,
         version=version.served_name,
-        spent_s=time.monotonic() - begin_s,
-        predicted_s=watch.predicted_s,
-        packs=packs,
+        spent_s=outline.spent_before_s + time.monotonic() - begin_s,
+        predicted_s=predicted_s(outline.folder),
+        packs=outline.packs,
     )
-    write_report(summary, folder / "report.html")
+    page = outline.folder / REPORT_PAGE
+    write_report(summary, page)
     _drop_checkpoints(grid)
-    announce("report", f"report: {folder / 'report.html'}", path=str(folder / "report.html"))
-    for worker in workers:
-        ray.kill(worker)
+    announce("report", f"report: {page}", path=str(page))
     return version
+
+
+def outline_of(request: SearchRequest, job: TrainJob, packs: PackPlan, budget: Budget, *, name: str) -> Outline:
+    """Return what is known of the search before its first step; after a crash, with what was reported before."""
+    folder = searches_folder() / name
+    return Outline(
+        name=name,
+        folder=folder,
+        first_worker=f"{name}-{secrets.token_hex(2)}",
+        objective=request.objective,
+        mode=request.mode,
+        num_trials=request.trials,
+        rungs=rungs_of(request, job),
+        reduction_factor=REDUCTION_FACTOR if request.scheduler == "asha" else None,
+        packs=packs,
+        budget=budget,
+        notes=tuple(notes(folder)),
+    )
+
+
+def _announce(outline: Outline) -> None:
+    packs = outline.packs
+    budget = f", at most {outline.budget}" if str(outline.budget) else ""
+    begun = f" It goes on after {in_words(outline.spent_before_s)}." if outline.reports else ""
+    announce(
+        "search",
+        f"search {outline.name}: {outline.num_trials} trials of {outline.num_steps} steps{budget}, {packs.num_slots} "
+        f"on each of {packs.num_workers} bases.{begun} After a crash go on with --resume {outline.name}",
+        search=outline.name,
+        objective=outline.objective,
+        mode=outline.mode,
+        num_trials=outline.num_trials,
+        num_steps=outline.num_steps,
+        num_workers=packs.num_workers,
+        limit_s=outline.budget.limit_s(packs.num_workers),
+        before=outline.notes,
+    )
 
 
 def as_training_request(request: SearchRequest) -> Request:
@@ -125,19 +169,23 @@ def as_training_request(request: SearchRequest) -> Request:
     )
 
 
-def start_workers(job: TrainJob, packs: PackPlan, *, use_gpu: bool) -> list[ActorHandle]:
+def start_workers(job: TrainJob, outline: Outline, *, use_gpu: bool) -> list[ActorHandle]:
     """Return the workers, whose bases are being loaded."""
-    spec = job.adapters[0].spec
+    spec, packs = job.adapters[0].spec, outline.packs
     size = PackSize(num_slots=packs.num_slots, max_r=packs.max_r, target_modules=spec.target_modules)
-    remote = ray.remote(PackWorker).options(
-        num_cpus=1,
-        num_gpus=1 if use_gpu else 0,
-        max_concurrency=2 * packs.num_slots + 2,
-        max_restarts=MAX_FAILURES,
-        runtime_env={"env_vars": WORKER_ENV},
-    )
+    options: dict[str, Any] = {
+        "num_cpus": 1,
+        "num_gpus": 1 if use_gpu else 0,
+        "max_concurrency": 2 * packs.num_slots + 3,
+        "max_restarts": MAX_FAILURES,
+        "runtime_env": {"env_vars": WORKER_ENV},
+    }
+    remote = ray.remote(PackWorker)
     empty = replace(job, adapters=())
-    return [remote.remote(empty, size, reduction_factor=REDUCTION_FACTOR) for _ in range(packs.num_workers)]
+    names = [outline.first_worker, *(None for _ in range(1, packs.num_workers))]
+    return [
+        remote.options(name=name, **options).remote(empty, size, reduction_factor=REDUCTION_FACTOR) for name in names
+    ]
 
 
 def rungs_of(request: SearchRequest, job: TrainJob) -> tuple[int, ...]:
@@ -151,57 +199,6 @@ def rungs_of(request: SearchRequest, job: TrainJob) -> tuple[int, ...]:
             return rungs(num_steps, first=first, reduction_factor=REDUCTION_FACTOR)
         case _:
             return tuple(sorted({*range(first, num_steps, max(first, num_steps // 8)), num_steps}))
-
-
-def _tuner(
-    request: SearchRequest,
-    space: Space,
-    packs: PackPlan,
-    shared: Shared,
-    name: str,
-    *,
-    watch: Watch,
-    is_resumed: bool,
-) -> Tuner:
-    # A trial only waits for its worker; a whole CPU each would leave none for the base.
-    trainable = tune.with_resources(tune.with_parameters(PackedTrial, shared=shared), {"CPU": 0.001})
-    folder = searches_folder() / name
-    if is_resumed and Tuner.can_restore(str(folder)):
-        return Tuner.restore(str(folder), trainable=trainable, resume_unfinished=True, restart_errored=True)
-    is_grid = request.searcher == "grid"
-    budget = budget_of(
-        max_time_s=request.max_time_s, max_gpu_hours=request.max_gpu_hours, num_workers=packs.num_workers
-    )
-    return Tuner(
-        trainable,
-        param_space=to_ray(space, is_grid=is_grid),
-        tune_config=tune.TuneConfig(
-            metric=request.objective,
-            mode=request.mode,
-            num_samples=1 if is_grid else request.trials,
-            search_alg=searcher(
-                request.searcher,  # type: ignore[arg-type] # argparse checked it
-                first_guess=first_guess(space, default_values(shared)),
-                max_concurrent=packs.num_trials,
-                seed=request.seed,
-            ),
-            scheduler=scheduler(
-                request.scheduler,  # type: ignore[arg-type] # argparse checked it
-                space,
-                rungs=shared.rungs,
-            ),
-            time_budget_s=budget.max_time_s,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name=name,
-            storage_path=str(folder.parent),
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_frequency=1, checkpoint_at_end=True),
-            callbacks=[watch],
-            verbose=0,
-        ),
-    )
 
 
 def default_values(shared: Shared) -> dict[str, Any]:
