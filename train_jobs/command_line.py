@@ -54,6 +54,14 @@ def duration_s(text: str) -> float:
     return seconds
 
 
+def share(text: str) -> float:
+    """Return a number from 0 to 1."""
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
+    return number
+
+
 def run_command(work: Callable[[Sequence[str]], object], argv: Sequence[str], *, when_stopped: str) -> int:
     """Return the exit code of `work`; an error of the user's is one line on stderr and 2, `--debug` shows where."""
     treat_sigterm_as_ctrl_c()

@@ -6,11 +6,11 @@ from typing import get_args
 
 from cluster.model_card import Precision
 from cluster.presets import Method
-from train_jobs.command_line import Parser, UsageError, count, duration_s, positive
+from train_jobs.command_line import Parser, UsageError, count, duration_s, positive, share
+from tune_spaces.objectives import OBJECTIVES, read_objectives
 from tune_spaces.spaces import SPACES
 from tune_spaces.values import Values, read_values
 
-OBJECTIVES = {"held_out_loss": "min", "exact_match": "max"}
 SCHEDULERS = ("asha", "median", "fifo", "pbt")
 SEARCHERS = ("random", "grid", "optuna")
 DEFAULT_TRIALS = 16
@@ -29,7 +29,10 @@ class SearchRequest:
     trials: int
     searcher: str
     scheduler: str
-    objective: str
+    objectives: tuple[str, ...]
+    """The first is what trials are compared by while they run."""
+    within: float
+    """Share of the first objective that may be given up for the next ones."""
     epochs: float
     max_steps: int | None
     max_time_s: float | None
@@ -40,15 +43,22 @@ class SearchRequest:
     num_workers: int | None
     seed: int
     promote: bool
+    baseline: bool
+    """Whether the trial of the plan's own values goes to its end, whatever the scheduler thinks of it."""
     changes: dict[str, Values]
     """Fields of the space that the user set."""
     overrides: dict[str, str]
     """Fields of the plan, where the space does not have them."""
 
     @property
+    def objective(self) -> str:
+        """Return the first objective."""
+        return self.objectives[0]
+
+    @property
     def mode(self) -> str:
-        """Return whether the objective is to be small or large."""
-        return OBJECTIVES[self.objective]
+        """Return whether the first objective is to be small or large."""
+        return OBJECTIVES[self.objective].mode
 
 
 def read_arguments(argv: Sequence[str]) -> SearchRequest | str:
@@ -68,7 +78,8 @@ def read_arguments(argv: Sequence[str]) -> SearchRequest | str:
     overrides = _settings("--set", words.pop("set"), example="micro_batch_size=4")
     texts = _settings("--set-space", words.pop("set_space"), example="r=8,16,32")
     changes = {field: read_values(field, text) for field, text in texts.items()}
-    return SearchRequest(**words, changes=changes, overrides=overrides)
+    objectives = read_objectives(words.pop("objective"))
+    return SearchRequest(**words, objectives=objectives, changes=changes, overrides=overrides)
 
 
 def _settings(flag: str, settings: Sequence[str], *, example: str) -> dict[str, str]:
@@ -93,7 +104,19 @@ def _parser() -> Parser:
     parser.add_argument("--trials", "--max-trials", type=count, default=DEFAULT_TRIALS, help="points to try")
     parser.add_argument("--searcher", default="random", choices=SEARCHERS)
     parser.add_argument("--scheduler", default="asha", choices=SCHEDULERS)
-    parser.add_argument("--objective", default="held_out_loss", choices=tuple(OBJECTIVES))
+    parser.add_argument(
+        "--objective",
+        default="held_out_loss",
+        metavar="NAME[,NAME...]",
+        help=f"{', '.join(OBJECTIVES)}; of several, the first is what trials are compared by while they run",
+    )
+    parser.add_argument(
+        "--within",
+        type=share,
+        default=0.0,
+        metavar="SHARE",
+        help="how much of the first objective may be given up for the next ones; 0.02 is 2%%",
+    )
     parser.add_argument("--epochs", type=positive, default=DEFAULT_EPOCHS, help="passes over the data of a whole trial")
     parser.add_argument("--max-steps", type=count, help="optimizer steps of a whole trial; instead of --epochs")
     parser.add_argument(
@@ -119,6 +142,12 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="a preset field of all trials"
+    )
+    parser.add_argument(
+        "--no-baseline",
+        dest="baseline",
+        action="store_false",
+        help="let the scheduler stop the trial of the plan's own values too; by default it goes to its end, to compare",
     )
     parser.add_argument("--debug", action="store_true", help="show where an error was raised")
     return parser

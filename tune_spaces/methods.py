@@ -12,6 +12,7 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 
+from tune_spaces.control import WithControl
 from tune_spaces.values import BadSpace, Choice, Space, to_ray
 
 SearcherName = Literal["random", "grid", "optuna"]
@@ -36,12 +37,19 @@ def searcher(
     return BasicVariantGenerator(points_to_evaluate=points, max_concurrent=max_concurrent, random_state=seed)
 
 
-def scheduler(name: SchedulerName, space: Space, *, rungs: tuple[int, ...]) -> TrialScheduler:
-    """Return the scheduler; trials report at `rungs`.
+def scheduler(
+    name: SchedulerName, space: Space, *, rungs: tuple[int, ...], control: Mapping[str, Any] | None
+) -> TrialScheduler:
+    """Return the scheduler; trials report at `rungs`, and the one with the values `control` goes to its end.
 
     Raises:
         BadSpace: Population-based training without a field that may change in mid-run.
     """
+    inner = _scheduler(name, space, rungs=rungs)
+    return inner if control is None or name == "fifo" else WithControl(inner, control, is_hidden=name == "pbt")
+
+
+def _scheduler(name: SchedulerName, space: Space, *, rungs: tuple[int, ...]) -> TrialScheduler:
     match name:
         case "asha":
             return ASHAScheduler(

@@ -14,6 +14,7 @@ from ray.actor import ActorHandle
 from cluster.errors import UserError
 from cluster.memory import num_lora_parameters
 from train_jobs.job import AdapterJob, TrainJob
+from tune_spaces.objectives import latency_ratio
 from tune_spaces.trial import DIVERGED_LOSS, TrialReport
 from tune_spaces.trial_jobs import adapter_job
 
@@ -33,6 +34,8 @@ class Shared:
     """Its one adapter is the plan's own choice."""
     rungs: tuple[int, ...]
     """Optimizer steps after which trials report."""
+    weight_bytes: int
+    """Of the bare base, as it is loaded."""
     workers: tuple[ActorHandle, ...]
     """`PackWorker` actors."""
     is_exact_match: bool
@@ -116,6 +119,7 @@ class PackedTrial(tune.Trainable):  # type: ignore[misc] # Ray's interface of a 
             "num_tokens": report.num_tokens,
             "train_s": report.seconds,
             "adapter_bytes": 4 * count,
+            "latency_ratio": latency_ratio(weight_bytes=self._shared.weight_bytes, adapter_bytes=4 * count),
         }
         if self._shared.is_exact_match:
             evaluation = ray.get(self._worker.evaluation.remote(self._name))  # type: ignore[union-attr]

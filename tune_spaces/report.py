@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 from ray.tune import Result
 
 from tune_spaces.arguments import SearchRequest
+from tune_spaces.objectives import OBJECTIVES, badness, pareto
 from tune_spaces.pack_plan import PackPlan
+from tune_spaces.registration import Judgement
 from tune_spaces.trial import DIVERGED_LOSS
+from tune_spaces.winner import sound
 
 if TYPE_CHECKING:  # importing it takes half a second
     from matplotlib.figure import Figure
@@ -33,6 +36,7 @@ class Summary:
     request: SearchRequest
     results: tuple[Result, ...]
     best: Result
+    judgement: Judgement
     version: str
     """Served name of the registered adapter."""
     spent_s: float
@@ -57,6 +61,10 @@ def page(summary: Summary) -> str:
         "Search": f"{request.searcher} and {request.scheduler} over the space {request.space}",
         "Trials": f"{len(summary.results)}, {packs.num_slots} on each of {packs.num_workers} bases",
         "Best": f"{summary.version}: {_words(summary.best.config)}",
+        "Held-out loss": f"{summary.judgement.best.loss:.4f}, evaluated anew from the registered files; "
+        f"{summary.judgement.in_words()}; the bare base {summary.judgement.base.loss:.4f}",
+        "Objectives": "; ".join(f"{name} ({OBJECTIVES[name].meaning})" for name in request.objectives),
+        "Registered": rule(request),
         "Predicted": predicted,
         "Spent": f"{summary.spent_s:.0f} s",
     }
@@ -65,7 +73,7 @@ def page(summary: Summary) -> str:
         ("Held-out loss at each rung", curves(summary)),
         ("Values and what they gave", parallel_coordinates(summary)),
         ("Importance", importance_bars(summary)),
-        ("Adapter size against the objective", front(summary)),
+        ("What no other trial beats", front(summary)),
     )
     sections = "".join(f"<h2>{title}</h2>{_svg(figure)}" for title, figure in plots if figure is not None)
     title = html.escape(f"Search {summary.name}")
@@ -80,11 +88,15 @@ def table(summary: Summary) -> str:
     objective, sign = summary.request.objective, 1 if summary.request.mode == "min" else -1
     done = [result for result in summary.results if result.metrics and objective in result.metrics]
     fields = sorted({field for result in done for field in result.config})
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("trial", *fields, "steps", objective))
+    names = summary.request.objectives
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("trial", *fields, "steps", *names, "front"))
+    kept = sound(done, names)
+    unbeaten = {kept[i].metrics["trial_id"] for i in pareto([badness(names, result.metrics) for result in kept])}
     lines = []
     for result in sorted(done, key=lambda r: sign * r.metrics[objective]):
         cells = [result.metrics["trial_id"], *(_short(result.config.get(field, "")) for field in fields)]
-        cells += [str(result.metrics["step"]), _short(result.metrics[objective])]
+        cells += [str(result.metrics["step"]), *(_short(result.metrics.get(name, "")) for name in names)]
+        cells.append("●" if result.metrics["trial_id"] in unbeaten else "")
         mark = ' class="best"' if result is summary.best else ""
         lines.append(f"<tr{mark}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
@@ -98,10 +110,10 @@ def curves(summary: Summary) -> "Figure":
         history = result.metrics_dataframe
         if history is None or objective not in history:
             continue
-        sound = history[history["held_out_loss"] < DIVERGED_LOSS]
+        finite = history[history["held_out_loss"] < DIVERGED_LOSS]
         is_best = result is summary.best
         style = {"color": "#1b7837", "linewidth": 2.5, "zorder": 3} if is_best else {"color": "#9970ab", "alpha": 0.6}
-        axes.plot(sound["step"], sound[objective], marker="o", **style)
+        axes.plot(finite["step"], finite[objective], marker="o", **style)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(objective)
     return figure
@@ -109,13 +121,13 @@ def curves(summary: Summary) -> "Figure":
 
 def parallel_coordinates(summary: Summary) -> "Figure | None":
     """Return one line per trial through its values, the better the darker; None with fewer than two fields."""
-    trials = _sound(summary)
+    trials = sound(summary.results, summary.request.objectives)
     fields = [field for field in sorted({f for r in trials for f in r.config}) if len(_values(trials, field)) > 1]
     if len(fields) < 2 or len(trials) < 2:
         return None
     figure, axes = _figure()
     places = [{value: rank for rank, value in enumerate(_values(trials, field))} for field in fields]
-    order = sorted(trials, key=lambda r: _badness(summary, r), reverse=True)
+    order = sorted(trials, key=lambda r: badness(summary.request.objectives, r.metrics), reverse=True)
     for rank, result in enumerate(order):
         heights = [place[result.config[field]] / (len(place) - 1) for field, place in zip(fields, places, strict=True)]
         goodness = rank / (len(order) - 1)
@@ -141,7 +153,7 @@ def importance_bars(summary: Summary) -> "Figure | None":
 
 def importances(summary: Summary) -> dict[str, float]:
     """Return each field's share by PED-ANOVA (arXiv:2304.10255), as Optuna computes it."""
-    trials = _sound(summary)
+    trials = sound(summary.results, summary.request.objectives)
     varied = [field for field in trials[0].config if len(_values(trials, field)) > 1] if trials else []
     if len(trials) < 4 or len(varied) < 2:
         return {}
@@ -152,54 +164,35 @@ def importances(summary: Summary) -> dict[str, float]:
     distributions = {field: _distribution(optuna, _values(trials, field)) for field in varied}
     for result in trials:
         params = {field: result.config[field] for field in varied}
-        value = _badness(summary, result)
+        value = badness(summary.request.objectives, result.metrics)[0]
         study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=value))
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(evaluate_on_local=True)
     return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
 
 
+def rule(request: SearchRequest) -> str:
+    """Return in words which trial is registered."""
+    first, *others = request.objectives
+    if not others:
+        return f"the best {first}"
+    near = f"at most {request.within:.2%} worse than the best {first}" if request.within else f"with the best {first}"
+    return f"of the trials {near}, the best {', then '.join(others)}"
+
+
 def front(summary: Summary) -> "Figure":
-    """Return size against objective, the trials that no other beats in both joined by a line."""
+    """Return the second objective (by default the adapter's size) against the first; the trials that no other beats
+    in both are joined by a line.
+    """
     figure, axes = _figure()
-    trials = _sound(summary)
-    axes.scatter(
-        [r.metrics["adapter_bytes"] / 2**20 for r in trials],
-        [r.metrics[summary.request.objective] for r in trials],
-        color="#9970ab",
-    )
-    best = pareto([(r.metrics["adapter_bytes"], _badness(summary, r)) for r in trials])
-    kept = sorted((trials[i] for i in best), key=lambda r: r.metrics["adapter_bytes"])
-    axes.step(
-        [r.metrics["adapter_bytes"] / 2**20 for r in kept],
-        [r.metrics[summary.request.objective] for r in kept],
-        where="post",
-        color="#1b7837",
-    )
-    axes.set_xlabel("adapter, MiB in fp32")
-    axes.set_ylabel(summary.request.objective)
+    first, second = (*summary.request.objectives, "adapter_bytes")[:2]
+    trials = sound(summary.results, (first, second))
+    axes.scatter([r.metrics[second] for r in trials], [r.metrics[first] for r in trials], color="#9970ab")
+    best = pareto([badness((first, second), r.metrics) for r in trials])
+    kept = sorted((trials[i] for i in best), key=lambda r: r.metrics[second])
+    axes.step([r.metrics[second] for r in kept], [r.metrics[first] for r in kept], where="post", color="#1b7837")
+    axes.set_xlabel(second)
+    axes.set_ylabel(first)
     return figure
-
-
-def pareto(points: Sequence[tuple[float, ...]]) -> list[int]:
-    """Return the points that no other is at least as small as in everything, and smaller in something."""
-
-    def beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-        return one != other and all(a <= b for a, b in zip(one, other, strict=True))
-
-    return [i for i, point in enumerate(points) if not any(beats(other, point) for other in points)]
-
-
-def _sound(summary: Summary) -> list[Result]:
-    return [
-        r
-        for r in summary.results
-        if r.metrics and summary.request.objective in r.metrics and r.metrics["held_out_loss"] < DIVERGED_LOSS
-    ]
-
-
-def _badness(summary: Summary, result: Result) -> float:
-    sign = 1 if summary.request.mode == "min" else -1
-    return float(sign * result.metrics[summary.request.objective])
 
 
 def _values(trials: Sequence[Result], field: str) -> list[Any]:

@@ -4,7 +4,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,49 +12,33 @@ import ray
 from ray.actor import ActorHandle
 from ray.tune import Result, ResultGrid
 
-from cluster.errors import UserError
+from cluster.memory import weights_bytes
 from cluster.plan import TrainingPlan
 from cluster.registry import AdapterVersion
 from train_jobs.arguments import Request
 from train_jobs.interrupt import treat_sigterm_as_ctrl_c
 from train_jobs.job import TrainJob
 from train_jobs.launch import WORKER_ENV
-from train_jobs.loop import Outcome
 from train_jobs.pack import PackSize
 from train_jobs.prepare import Data, build_job
-from train_jobs.progress import StepMetrics, announce
-from train_jobs.register import register
+from train_jobs.progress import announce
 from tune_spaces.arguments import SearchRequest
 from tune_spaces.budget import Budget, ensure_a_step, in_words
 from tune_spaces.halving import rungs
 from tune_spaces.methods import REDUCTION_FACTOR, first_guess
 from tune_spaces.pack_plan import PackPlan
 from tune_spaces.pack_worker import PackWorker
-from tune_spaces.packed_trial import ADAPTER_FOLDER, Shared
+from tune_spaces.packed_trial import Shared
+from tune_spaces.registration import judge, register_best
 from tune_spaces.report import Summary, write_report
 from tune_spaces.store import REPORT_PAGE, new_search, notes, predicted_s, searches_folder
-from tune_spaces.trial import DIVERGED_LOSS
-from tune_spaces.trial_jobs import adapter_job
 from tune_spaces.tuner import MAX_FAILURES, quiet_ray, tuner
 from tune_spaces.values import Space
 from tune_spaces.watch import Outline
+from tune_spaces.winner import baseline_of, best_of
 
 FIRST_RUNG_SHARE = 16
 """The first rung is at this part of a run, where the warm-up leaves room: two halvings by four before the end."""
-
-
-class NothingFound(UserError, RuntimeError):
-    """No trial came far enough to be kept."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Found:
-    """The best trial."""
-
-    result: Result
-    config: dict[str, Any]
-    files: dict[str, bytes]
-    """Its adapter, in PEFT's format."""
 
 
 def run_search(
@@ -79,7 +63,8 @@ def run_search(
         job=job,
         rungs=outline.rungs,
         workers=tuple(workers),
-        is_exact_match=request.objective == "exact_match",
+        weight_bytes=weights_bytes(plan.card, plan.precision, plan.compute_dtype),
+        is_exact_match="exact_match" in request.objectives,
     )
     try:
         return _search(request, plan, space, data, shared, outline)
@@ -94,13 +79,15 @@ def _search(
     begin_s = time.monotonic()
     guess = first_guess(space, default_values(shared))
     grid = tuner(request, space, shared, outline, first_guess=guess).fit()
-    best = best_of(grid, request)
-    version = _register(request, plan, data, shared, best)
+    best = best_of(list(grid), request, errors=grid.errors)
+    judgement = judge(shared.workers[0], best, baseline_of(grid, guess))
+    version = register_best(request, plan, data, shared.job, best, judgement)
     summary = Summary(
         name=outline.name,
         request=request,
         results=tuple(grid),
-        best=best.result,
+        best=best,
+        judgement=judgement,
         version=version.served_name,
         spent_s=outline.spent_before_s + time.monotonic() - begin_s,
         predicted_s=predicted_s(outline.folder),
@@ -217,61 +204,8 @@ def default_values(shared: Shared) -> dict[str, Any]:
     }
 
 
-def best_of(grid: ResultGrid, request: SearchRequest) -> Found:
-    """Return the trial with the best objective among those whose adapter was kept.
-
-    Raises:
-        NothingFound: There is none.
-    """
-    sign = 1 if request.mode == "min" else -1
-    kept = [result for result in grid if result.checkpoint is not None and request.objective in (result.metrics or {})]
-    sound = [result for result in kept if result.metrics["held_out_loss"] < DIVERGED_LOSS]
-    if not sound:
-        errors = [str(error).splitlines()[-1] for error in grid.errors]
-        why = errors[0] if errors else "the budget ended, or every loss diverged"
-        raise NothingFound(f"No trial reached its first report: {why}. Give more time, or smaller learning rates.")
-    best = min(sound, key=lambda result: (sign * result.metrics[request.objective], -result.metrics["step"]))
-    with best.checkpoint.as_directory() as folder:
-        adapter = Path(folder) / ADAPTER_FOLDER
-        files = {path.name: path.read_bytes() for path in adapter.iterdir()}
-    return Found(result=best, config=best.config, files=files)
-
-
-def _register(request: SearchRequest, plan: TrainingPlan, data: Data, shared: Shared, best: Found) -> AdapterVersion:
-    worker = shared.workers[0]
-    before, after = ray.get([worker.evaluation.remote(None), worker.evaluation_of.remote(best.files)])
-    job = replace(shared.job, adapters=(adapter_job(shared.default, best.config),))
-    metrics = best.result.metrics
-    whole = StepMetrics(
-        step=metrics["step"],
-        num_steps=metrics["step"],
-        losses=(metrics["training_loss"],),
-        learning_rates=(),
-        grad_norms=(),
-        num_tokens=metrics["num_tokens"],
-        duration_s=metrics["train_s"],
-    )
-    with best.result.checkpoint.as_directory() as folder:
-        version = register(
-            Path(folder) / ADAPTER_FOLDER,
-            request.name,
-            plan=plan,
-            job=job,
-            data=data,
-            outcome=Outcome(before=before, after=(after,), history=(whole,)),
-            promote=request.promote,
-        )
-    announce(
-        "registered",
-        f"registered {version.served_name}: held-out loss {before.loss:.4f} -> {after.loss:.4f} with {best.config}. "
-        f"It is served as {plan.card.name}:{request.name}",
-        version=version.served_name,
-    )
-    return version
-
-
 def _drop_checkpoints(results: Sequence[Result] | ResultGrid) -> None:
     """Delete the adapters of all trials: the best one is in the registry, and together they are large."""
     for result in results:
-        if result.checkpoint is not None:
-            shutil.rmtree(result.checkpoint.path, ignore_errors=True)
+        for folder in Path(result.path).glob("checkpoint_*"):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -16,6 +16,8 @@ from tune_spaces.watch import Outline, Recall, Watch
 
 MAX_FAILURES = 3
 """How often a trial may lose its worker."""
+NUM_TO_CLONE = 3
+"""Checkpoints that each trial keeps for population-based training, which may clone one when the next is there."""
 RAY_ENV = {
     "RAY_AIR_NEW_OUTPUT": "0",  # its tables; Watch says what there is to say
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -43,6 +45,7 @@ def tuner(
         request.scheduler,  # type: ignore[arg-type] # argparse checked it
         space,
         rungs=shared.rungs,
+        control=first_guess if request.baseline else None,
     )
     # What population-based training decided it has written into the trials themselves.
     recalled = () if request.scheduler == "pbt" else outline.reports
@@ -70,7 +73,11 @@ def tuner(
             name=outline.name,
             storage_path=str(outline.folder.parent),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_frequency=1, checkpoint_at_end=True),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=NUM_TO_CLONE if request.scheduler == "pbt" else 1,
+                checkpoint_frequency=1,
+                checkpoint_at_end=True,
+            ),
             callbacks=[Recall(trial_scheduler, recalled), Watch(outline)],
             verbose=0,
         ),

@@ -1,0 +1,94 @@
+"""The end of a search: the kept trial beside the plan's own values and the bare base, and into the registry."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.tune import Result
+
+from cluster.plan import TrainingPlan
+from cluster.registry import AdapterVersion
+from train_jobs.evaluate import Evaluation
+from train_jobs.job import TrainJob
+from train_jobs.loop import Outcome
+from train_jobs.prepare import Data
+from train_jobs.progress import StepMetrics, announce
+from train_jobs.register import register
+from tune_spaces.arguments import SearchRequest
+from tune_spaces.packed_trial import ADAPTER_FOLDER
+from tune_spaces.trial_jobs import adapter_job
+from tune_spaces.winner import adapter_files
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judgement:
+    """How the kept trial does on the held-out part, evaluated anew from its files, and what it is compared with."""
+
+    base: Evaluation
+    best: Evaluation
+    baseline: Evaluation | None
+    """Of the trial with the plan's own values; None where it did not reach its first report."""
+    baseline_step: int
+    """Optimizer steps it made."""
+
+    def in_words(self) -> str:
+        """Return the comparison in one clause."""
+        if self.baseline is None:
+            return "the plan's own values did not reach their first report"
+        return f"the plan's own values reach {self.baseline.loss:.4f} in {self.baseline_step} steps"
+
+
+def judge(worker: ActorHandle, best: Result, baseline: Result | None) -> Judgement:
+    """Return how the adapters of both trials do; `worker`, a pack worker, needs a free slot."""
+    asked = [worker.evaluation.remote(None), worker.evaluation_of.remote(adapter_files(best))]
+    if baseline is not None:
+        asked.append(worker.evaluation_of.remote(adapter_files(baseline)))
+    base, after, *own = ray.get(asked)
+    return Judgement(
+        base=base,
+        best=after,
+        baseline=own[0] if own else None,
+        baseline_step=baseline.metrics["step"] if baseline is not None else 0,
+    )
+
+
+def register_best(
+    request: SearchRequest, plan: TrainingPlan, data: Data, job: TrainJob, best: Result, judgement: Judgement
+) -> AdapterVersion:
+    """Return the version that the adapter of `best` has become; `job` is that of the plan's own values."""
+    with best.checkpoint.as_directory() as folder:
+        version = register(
+            Path(folder) / ADAPTER_FOLDER,
+            request.name,
+            plan=plan,
+            job=replace(job, adapters=(adapter_job(job.adapters[0], best.config),)),
+            data=data,
+            outcome=Outcome(before=judgement.base, after=(judgement.best,), history=(_whole_run(best.metrics),)),
+            promote=request.promote,
+        )
+    own = judgement.baseline
+    announce(
+        "registered",
+        f"registered {version.served_name}: held-out loss {judgement.base.loss:.4f} -> {judgement.best.loss:.4f} "
+        f"with {best.config}; {judgement.in_words()}. It is served as {plan.card.name}:{request.name}",
+        version=version.served_name,
+        loss_before=judgement.base.loss,
+        loss=judgement.best.loss,
+        baseline_loss=None if own is None else own.loss,
+    )
+    return version
+
+
+def _whole_run(metrics: Mapping[str, Any]) -> StepMetrics:
+    return StepMetrics(
+        step=metrics["step"],
+        num_steps=metrics["step"],
+        losses=(metrics["training_loss"],),
+        learning_rates=(),
+        grad_norms=(),
+        num_tokens=metrics["num_tokens"],
+        duration_s=metrics["train_s"],
+    )
