@@ -18,6 +18,7 @@ from cluster.hardware import Hardware, declared, detect
 from serve_apps.adapters_command import adapters, exact_version
 from serve_apps.keys_command import KEY_VARIABLE, check_host, has_keys, keys
 from train_jobs import data_command, jobs_command
+from tune_spaces import tune_command
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(adapters, name="adapters")
@@ -182,6 +183,9 @@ def train(
         stop(url, job_id)
         out.print(f"Stopped {job_id}; nothing was registered.")
         raise
+
+
+app.command(context_settings=tune_command.PASS_ON, add_help_option=False)(tune_command.tune)
 
 
 @app.command()

@@ -67,7 +67,7 @@ def read_arguments(argv: Sequence[str]) -> SearchRequest | str:
     Raises:
         UsageError, BadSpace: An argument is missing, unknown or malformed.
     """
-    words = vars(_parser().parse_args(argv))
+    words = vars(parser("python -m tune_spaces.search").parse_args(argv))
     words.pop("debug")
     resume = words.pop("resume")
     if resume:
@@ -89,9 +89,10 @@ def _settings(flag: str, settings: Sequence[str], *, example: str) -> dict[str, 
     return dict(setting.split("=", 1) for setting in settings)
 
 
-def _parser() -> Parser:
+def parser(usage: str) -> Parser:
+    """Return what reads the options, for a command that is called as `usage`."""
     parser = Parser(
-        prog="python -m tune_spaces.search",
+        prog=usage,
         description="Search rank, alpha and learning rate with Ray Tune, many trials on one base; register the best.",
         allow_abbrev=False,
     )

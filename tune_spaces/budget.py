@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cluster.errors import UserError
 from cluster.plan import TrainingPlan
-from train_jobs.job import TrainJob
+from tune_spaces.text import in_words
+
+if TYPE_CHECKING:  # it imports torch
+    from train_jobs.job import TrainJob
 
 GPU_FLOPS = 2.5e15
 """No GPU of the catalogue does more dense bf16 operations a second."""
@@ -40,7 +44,7 @@ class Budget:
         return " ".join(words)
 
 
-def ensure_a_step(budget: Budget, plan: TrainingPlan, job: TrainJob, *, num_workers: int) -> None:
+def ensure_a_step(budget: Budget, plan: TrainingPlan, job: "TrainJob", *, num_workers: int) -> None:
     """Check that a step of one trial could fit, by what its products cost on the fastest machine there is.
 
     Raises:
@@ -55,7 +59,7 @@ def ensure_a_step(budget: Budget, plan: TrainingPlan, job: TrainJob, *, num_work
         )
 
 
-def least_step_s(plan: TrainingPlan, job: TrainJob) -> float:
+def least_step_s(plan: TrainingPlan, job: "TrainJob") -> float:
     """Return a time that one step of one trial cannot be shorter than."""
     tokens = job.batch_size * sum(len(sample.input_ids) for sample in job.samples) / len(job.samples)
     per_core = CORE_FLOPS.get(job.compute_dtype, OTHER_CORE_FLOPS)
@@ -72,11 +76,3 @@ def expected_steps(rungs: Sequence[int], *, num_trials: int, reduction_factor: i
         steps += left * (rung - before)
         before, left = rung, max(1, left // reduction_factor)
     return steps
-
-
-def in_words(seconds: float) -> str:
-    """Return a time as a person would say it, and as `--max-time` reads it."""
-    if seconds < 120:
-        return f"{seconds:.0f}s" if seconds >= 10 else f"{seconds:.3g}s"
-    minutes = round(seconds / 60)
-    return f"{minutes}m" if minutes < 120 else f"{minutes // 60}h{minutes % 60:02}m"

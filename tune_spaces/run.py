@@ -23,7 +23,7 @@ from train_jobs.pack import PackSize
 from train_jobs.prepare import Data, build_job
 from train_jobs.progress import announce
 from tune_spaces.arguments import SearchRequest
-from tune_spaces.budget import Budget, ensure_a_step, in_words
+from tune_spaces.budget import Budget, ensure_a_step
 from tune_spaces.halving import rungs
 from tune_spaces.methods import REDUCTION_FACTOR, first_guess
 from tune_spaces.pack_plan import PackPlan
@@ -32,6 +32,7 @@ from tune_spaces.packed_trial import Shared
 from tune_spaces.registration import judge, register_best
 from tune_spaces.report import Summary, write_report
 from tune_spaces.store import REPORT_PAGE, new_search, notes, predicted_s, searches_folder
+from tune_spaces.text import in_words
 from tune_spaces.tuner import MAX_FAILURES, quiet_ray, tuner
 from tune_spaces.values import Space
 from tune_spaces.watch import Outline
@@ -51,9 +52,8 @@ def run_search(
     """
     job = build_job(as_training_request(request), plan, data)
     job = replace(job, num_threads=max(1, plan.hardware.num_cpus // packs.num_workers))
-    budget = Budget(max_time_s=request.max_time_s, max_gpu_hours=request.max_gpu_hours)
-    ensure_a_step(budget, plan, job, num_workers=packs.num_workers)
-    outline = outline_of(request, job, packs, budget, name=resume or new_search(request))
+    ensure_a_step(budget_of(request), plan, job, num_workers=packs.num_workers)
+    outline = outline_of(request, plan, job, packs, name=resume or new_search(request))
     _announce(outline)
     quiet_ray()
     ray.init(ignore_reinit_error=True)
@@ -100,7 +100,12 @@ def _search(
     return version
 
 
-def outline_of(request: SearchRequest, job: TrainJob, packs: PackPlan, budget: Budget, *, name: str) -> Outline:
+def budget_of(request: SearchRequest) -> Budget:
+    """Return what the search may spend."""
+    return Budget(max_time_s=request.max_time_s, max_gpu_hours=request.max_gpu_hours)
+
+
+def outline_of(request: SearchRequest, plan: TrainingPlan, job: TrainJob, packs: PackPlan, *, name: str) -> Outline:
     """Return what is known of the search before its first step; after a crash, with what was reported before."""
     folder = searches_folder() / name
     return Outline(
@@ -113,7 +118,8 @@ def outline_of(request: SearchRequest, job: TrainJob, packs: PackPlan, budget: B
         rungs=rungs_of(request, job),
         reduction_factor=REDUCTION_FACTOR if request.scheduler == "asha" else None,
         packs=packs,
-        budget=budget,
+        budget=budget_of(request),
+        hours_of="GPU" if plan.hardware.gpu else "worker",
         notes=tuple(notes(folder)),
     )
 
@@ -132,6 +138,7 @@ def _announce(outline: Outline) -> None:
         num_trials=outline.num_trials,
         num_steps=outline.num_steps,
         num_workers=packs.num_workers,
+        hours_of=outline.hours_of,
         limit_s=outline.budget.limit_s(packs.num_workers),
         before=outline.notes,
     )

@@ -32,14 +32,7 @@ def search(request: SearchRequest, *, resume: str | None = None) -> AdapterVersi
         UserError: Whatever the user can put right; all that is wrong with the request itself comes before a base is
             loaded.
     """
-    card = find(request.model)
-    check_name(request.name)
-    plan = plan_of(request)
-    space_of(request.space, plan, request.changes)
-    for path in filter(None, (request.data, request.eval_data)):
-        read_data_file(path)
-    ensure_available(card)
-
+    plan = check(request)
     # From here on it takes seconds: torch, transformers and Ray are imported.
     from train_jobs.prepare import read_data
     from tune_spaces.run import as_training_request, run_search
@@ -48,6 +41,22 @@ def search(request: SearchRequest, *, resume: str | None = None) -> AdapterVersi
     plan = plan_of(replace(request, max_length=longest(data)))
     space, packs = space_and_packs(request, plan)
     return run_search(request, plan, space, packs, data, resume=resume)
+
+
+def check(request: SearchRequest) -> TrainingPlan:
+    """Return the plan of one trial, once all that is cheap to check has been checked.
+
+    Raises:
+        UserError: Model, name, space, or data are not what can be searched.
+    """
+    card = find(request.model)
+    check_name(request.name)
+    plan = plan_of(request)
+    space_of(request.space, plan, request.changes)
+    for path in filter(None, (request.data, request.eval_data)):
+        read_data_file(path)
+    ensure_available(card)
+    return plan
 
 
 def longest(data: "Data") -> int:

@@ -14,9 +14,10 @@ from ray.tune.result import AUTO_RESULT_KEYS
 from ray.tune.schedulers import TrialScheduler
 
 from train_jobs.progress import announce
-from tune_spaces.budget import Budget, BudgetTooSmall, expected_steps, in_words
+from tune_spaces.budget import Budget, BudgetTooSmall, expected_steps
 from tune_spaces.pack_plan import PackPlan
 from tune_spaces.store import note
+from tune_spaces.text import in_words, words
 from tune_spaces.trial import DIVERGED_LOSS
 
 
@@ -34,6 +35,8 @@ class Outline:
     """One in so many trials goes on at each rung; None where that is not how trials are stopped."""
     packs: PackPlan
     budget: Budget
+    hours_of: str
+    """What spends hours: "GPU", or "worker" on a machine without one."""
     first_worker: str
     """Ray's name for the worker whose steps are measured."""
     notes: tuple[dict[str, Any], ...]
@@ -166,7 +169,7 @@ class Watch(tune.Callback):  # type: ignore[misc] # Ray's hook
         announce(
             "cost",
             f"measured: {slot_step_s:.3g} s for each step of a trial; the search will take about "
-            f"{in_words(self._predicted_s)} ({hours:.2g} worker hours)"
+            f"{in_words(self._predicted_s)} ({hours:.2g} {outline.hours_of} hours)"
             + (f", the budget is {outline.budget}" if limit_s is not None else ""),
             predicted_s=self._predicted_s,
             step_s=slot_step_s,
@@ -206,15 +209,3 @@ def state_of(result: dict[str, Any], num_steps: int) -> str:
     if result.get("held_out_loss", 0.0) >= DIVERGED_LOSS:
         return "diverged"
     return "finished" if result.get("step", 0) >= num_steps else "stopped"
-
-
-def words(config: dict[str, Any]) -> str:
-    """Return the values of a trial in one line."""
-    return " ".join(f"{field}={short(value)}" for field, value in config.items())
-
-
-def short(value: Any) -> str:
-    """Return a value as it is written in a table."""
-    if isinstance(value, float):
-        return f"{value:.2e}" if value and (abs(value) < 0.01 or abs(value) >= 1000) else f"{value:.4g}"
-    return str(value)
