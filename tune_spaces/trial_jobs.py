@@ -2,18 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.memory import num_lora_parameters
 from cluster.plan import TrainingPlan
-from train_jobs.job import AdapterJob
 from tune_spaces.spaces import ATTENTION
+
+if TYPE_CHECKING:  # it imports torch
+    from train_jobs.job import AdapterJob
 
 SPEC_FIELDS = ("r", "lora_alpha", "lora_dropout", "use_rslora")
 RUN_FIELDS = ("learning_rate", "weight_decay", "lr_scheduler_type", "seed")
 
 
-def adapter_job(default: AdapterJob, config: Mapping[str, Any]) -> AdapterJob:
+def adapter_job(default: "AdapterJob", config: Mapping[str, Any]) -> "AdapterJob":
     """Return `default`, the job of the plan itself, with what `config` says."""
     spec = replace(default.spec, **{field: config[field] for field in SPEC_FIELDS if field in config})
     if config.get("targets") == "attention":
