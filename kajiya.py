@@ -15,14 +15,16 @@ from cluster import local_ray
 from cluster.catalog import all_models, find
 from cluster.errors import UserError
 from cluster.hardware import Hardware, declared, detect
+from cluster.home import KEY_VARIABLE
 from serve_apps.adapters_command import adapters, exact_version
-from serve_apps.keys_command import KEY_VARIABLE, check_host, has_keys, keys
-from train_jobs import data_command, jobs_command
+from serve_apps.keys_command import check_host, has_keys, keys
+from train_jobs import data_command, eval_command, jobs_command
 from tune_spaces import tune_command
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(adapters, name="adapters")
 app.add_typer(data_command.app, name="data")
+app.command("eval")(eval_command.evaluate)
 app.add_typer(jobs_command.app, name="jobs")
 app.add_typer(keys, name="keys")
 out = Console()

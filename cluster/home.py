@@ -5,6 +5,9 @@ from pathlib import Path
 
 from cluster.errors import UserError
 
+KEY_VARIABLE = "KAJIYA_API_KEY"
+"""Where commands that ask an endpoint, and the `curl` line that `kajiya up` prints, read a key."""
+
 
 class HomeNotWritable(UserError, OSError):
     """State cannot be written where it belongs."""

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from cluster.catalog import find
 from cluster.errors import UserError
-from serve_apps.keys_command import KEY_VARIABLE
+from cluster.home import KEY_VARIABLE
 
 if TYPE_CHECKING:
     from cluster.registry import AdapterVersion

@@ -7,7 +7,7 @@ import openai
 from openai.types.chat import ChatCompletionMessageParam
 
 from cluster.errors import UserError
-from serve_apps.keys_command import KEY_VARIABLE
+from cluster.home import KEY_VARIABLE
 
 
 class EndpointError(UserError, RuntimeError):

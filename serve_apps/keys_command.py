@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 keys = typer.Typer(no_args_is_help=True, help="Create, list and revoke API keys.")
 out = Console()
 
-KEY_VARIABLE = "KAJIYA_API_KEY"
-"""Where `kajiya chat` and the printed `curl` line read a key."""
 UNITS_S = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 

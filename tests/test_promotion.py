@@ -17,8 +17,7 @@ from cluster.catalog import find
 from cluster.model_card import ModelCard
 from cluster.models.fingerprint import WrongBase
 from cluster.registry import AdapterVersion, Registry
-from train_jobs.job import Question
-from train_jobs.promotion import Comparison, NotBetter, _share_right, compare, ensure_not_worse
+from train_jobs.promotion import Comparison, NotBetter, compare, ensure_not_worse
 
 TEXTS = ["Good morning.", "はい。", "Tea is ready at four, and cake too."]
 
@@ -93,12 +92,6 @@ def test_answers_are_those_of_generate(shop: Shop, tmp_path: Path) -> None:
     found = compare(shop.card, *shop.versions, source=data, metric="exact_match")
     assert (found.current, found.candidate, found.num_samples) == (0.0, 1.0, 1)
     assert not found.is_worse
-
-
-def test_a_whole_answer_has_to_be_the_same_and_a_part_has_to_be_in_it() -> None:
-    question = Question(prompt_ids=(1,), answer_contains="four", max_new_tokens=5)
-    assert _share_right([" four\n", "at four", "five"], [(question, True)] * 3) == pytest.approx(1 / 3)
-    assert _share_right([" four\n", "at four", "five"], [(question, False)] * 3) == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(

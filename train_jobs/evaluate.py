@@ -29,7 +29,7 @@ class Evaluation:
     loss: float
     """Mean over all trained tokens of the held-out samples."""
     num_right: int
-    """Questions whose greedy answer contains the expected string."""
+    """Questions whose greedy answer is right."""
     num_questions: int
     answers: tuple[str, ...]
     """The greedy answers, in the order of the questions."""
@@ -48,7 +48,7 @@ def evaluate(pack: Pack, tokenizer: PreTrainedTokenizerBase, *, slot: int | None
     questions = pack.job.questions
     return Evaluation(
         loss=loss,
-        num_right=sum(q.answer_contains in answer for q, answer in zip(questions, answers, strict=True)),
+        num_right=sum(q.is_right(answer) for q, answer in zip(questions, answers, strict=True)),
         num_questions=len(questions),
         answers=tuple(answers),
     )
@@ -125,5 +125,7 @@ def _generate(pack: Pack, tokenizer: PreTrainedTokenizerBase, questions: Sequenc
             pad_token_id=pad_token_id,
         ),
     )
-    answers: list[str] = tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+    # Each answer ends where it would end alone, however long its neighbours may be.
+    own = [row[width : width + question.max_new_tokens] for row, question in zip(output, questions, strict=True)]
+    answers: list[str] = tokenizer.batch_decode(own, skip_special_tokens=True)
     return answers

@@ -29,11 +29,27 @@ class AdapterJob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """A held-out question whose answer can be checked by looking for a string."""
+    """A held-out question, and what makes an answer to it right."""
 
     prompt_ids: tuple[int, ...]
-    answer_contains: str
+    answer_contains: str | None
+    """What a right answer contains; None: it has to be the reference."""
     max_new_tokens: int
+    text: str = ""
+    """What the user asked, for people."""
+    reference: str = ""
+    """The answer in the data."""
+
+    @property
+    def expected(self) -> str:
+        """Return what a right answer contains or is."""
+        return self.reference if self.answer_contains is None else self.answer_contains
+
+    def is_right(self, answer: str) -> bool:
+        """Return whether `answer` is right; white space around it does not count."""
+        if self.answer_contains is None:
+            return answer.strip() == self.reference.strip()
+        return self.answer_contains in answer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,10 +1,7 @@
 """From a request to a job: everything that can be checked is checked here, on the driver, before a worker starts."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-
-from transformers import PreTrainedTokenizerBase
 
 from cluster.errors import UserError
 from cluster.model_card import ModelCard
@@ -15,16 +12,14 @@ from cluster.presets import zero_optimization
 from train_jobs.arguments import Request
 from train_jobs.data import DataFile, read_data_file, split_held_out
 from train_jobs.job import AdapterJob, Question, TrainJob
-from train_jobs.messages import Dialogue, Document
 from train_jobs.progress import announce
-from train_jobs.tokens import TokenizedData, prompt_ids, tokenize
+from train_jobs.questions import run_questions
+from train_jobs.tokens import TokenizedData, tokenize
 
 NUM_CHECKPOINTS = 10
 """Checkpoints over a run: a killed worker costs a tenth of it at most."""
 MIN_STEPS_PER_EPOCH = 10
 """Below it the batch is large for the data: few updates teach little."""
-EXTRA_ANSWER_TOKENS = 8
-"""How much longer than the reference a held-out answer may be."""
 
 
 class UnsupportedPlanError(UserError, NotImplementedError):
@@ -65,7 +60,7 @@ def read_data(request: Request, plan: TrainingPlan) -> Data:
         file=file,
         train=to_samples(train),
         held_out=to_samples(held_out),
-        questions=tuple(_questions(held_out, tokenizer)),
+        questions=run_questions(held_out, tokenizer),
     )
     _announce(data, plan)
     return data
@@ -77,30 +72,11 @@ def _announce(data: Data, plan: TrainingPlan) -> None:
         "data",
         f"{data.file.format}: {len(train.samples)} samples to train on ({train.num_tokens} tokens, "
         f"{train.num_trained_tokens} of them with a loss), {len(data.held_out.samples)} held out, "
-        f"{len(data.questions)} of them with a checkable answer",
+        f"{len(data.questions)} of them to be answered before and after",
     )
     if num_cut := train.num_cut + data.held_out.num_cut:
         text = f"{num_cut} samples are longer than {plan.max_length} tokens; what is beyond is not trained on"
         announce("warning", text)
-
-
-def _questions(examples: Sequence[Dialogue | Document], tokenizer: PreTrainedTokenizerBase) -> list[Question]:
-    """Return the dialogues that say what their last answer must contain."""
-    questions = []
-    for dialogue in examples:
-        if isinstance(dialogue, Document) or dialogue.answer_contains is None:
-            continue
-        messages = dialogue.as_dicts()
-        last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
-        reference = tokenizer(messages[last]["content"], add_special_tokens=False).input_ids
-        questions.append(
-            Question(
-                prompt_ids=tuple(prompt_ids(messages[:last], tokenizer, dialogue.tools)),
-                answer_contains=dialogue.answer_contains,
-                max_new_tokens=len(reference) + EXTRA_ANSWER_TOKENS,
-            )
-        )
-    return questions
 
 
 def build_job(request: Request, plan: TrainingPlan, data: Data) -> TrainJob:
