@@ -4,7 +4,6 @@ import json
 import os
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
@@ -18,7 +17,7 @@ from cluster.hardware import Hardware, declared, detect
 from cluster.home import KEY_VARIABLE
 from serve_apps.adapters_command import adapters, exact_version
 from serve_apps.keys_command import check_host, has_keys, keys
-from train_jobs import data_command, eval_command, jobs_command
+from train_jobs import data_command, eval_command, jobs_command, train_command
 from tune_spaces import tune_command
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -146,47 +145,7 @@ def down() -> None:
         out.print("Nothing to stop.")
 
 
-@app.command()
-def train(
-    model: Model,
-    data: Annotated[str, typer.Option(help="A file (JSONL, JSON, CSV, Parquet, text), or hf:org/name.")],
-    name: Annotated[str, typer.Option(help="Name of the adapter; a new version if it exists.")],
-    eval_data: Annotated[str | None, typer.Option(help="Held-out examples; by default a part of --data.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the data.", min=0)] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, fp16, bf16, int8 or nf4.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="Preset field, as in --set r=8.")] = None,
-) -> None:
-    """Fine-tune MODEL on the cluster and follow the job: `ray job submit -- python -m train_jobs.finetune`."""
-    from cluster.registry import check_name
-    from train_jobs.data import read_data_file
-    from train_jobs.records import HUB_PREFIX
-
-    find(model)
-    check_name(name)
-    check_precision(precision)
-    files = [data] if eval_data is None else [data, eval_data]
-    for file in files:
-        read_data_file(file)
-    arguments = ["--model", model, "--data", data, "--name", name]
-    arguments += ["--eval-data", eval_data] if eval_data else []
-    arguments += ["--epochs", str(epochs)] if epochs else []
-    arguments += ["--precision", precision] if precision else []
-    for setting in settings or []:
-        arguments += ["--set", setting]
-    url = local_ray.dashboard_url()
-    from train_jobs.follow import follow_with_bar
-    from train_jobs.submit import stop, submit
-
-    job_id = submit(url, "train_jobs.finetune", arguments, [Path(f) for f in files if not f.startswith(HUB_PREFIX)])
-    out.print(f"Job {job_id}, shown at {url}/#/jobs/{job_id}", soft_wrap=True)
-    try:
-        follow_with_bar(url, job_id, out)
-    except KeyboardInterrupt:
-        stop(url, job_id)
-        out.print(f"Stopped {job_id}; nothing was registered.")
-        raise
-
-
+app.command(context_settings=tune_command.PASS_ON, add_help_option=False)(train_command.train)
 app.command(context_settings=tune_command.PASS_ON, add_help_option=False)(tune_command.tune)
 
 

@@ -92,6 +92,7 @@ class FolderStore:
     def write_private(self, path: str, content: bytes) -> None:
         """Replace the file at `path` in one step, its folder made if need be; on a disk, only its owner may read it."""
         if not self._is_local:
+            self._fs.create_dir(self.uri(path).rpartition("/")[0], recursive=True)
             self.write(path, content)
             return
         target = Path(self.uri(path))

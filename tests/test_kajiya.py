@@ -52,6 +52,8 @@ def test_plan_prints_a_table_or_json() -> None:
             ("train", "smollm2-135m-instruct", "--data", "examples/tsuchineya_faq/train.jsonl", "--name", "x"),
             "kajiya up",
         ),
+        (("train", "--resume", "no-such-run"), "no run 'no-such-run'"),
+        (("train", "--resume", "no-such-run", "--epochs", "2"), "leave out --epochs"),
         (("adapters", "show", "smollm2-135m-instruct"), "write MODEL:ADAPTER"),
         (("adapters", "show", "smollm2-135m-instruct:none-such"), "no adapter 'none-such'"),
         (("adapters", "promote", "smollm2-135m-instruct:none-such@2"), "no adapter 'none-such'"),

@@ -1,27 +1,39 @@
 """What a run needs to go on as if nothing had happened.
 
-There is no random state in it: order, dropout and start of each adapter follow from its seed and the step.
+There is no random state and no position in the data in it: order, dropout and start of each adapter follow from its
+seed and the step. Nor is there a scheduler's: the rate follows from the step.
 """
 
-import shutil
+import contextlib
+import hashlib
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
-import ray.train
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import broadcast_object_list
 from pydantic import TypeAdapter
 
 from train_jobs.evaluate import Evaluation
 from train_jobs.pack import Pack
-from train_jobs.progress import StepMetrics
+from train_jobs.progress import StepMetrics, announce
+from train_jobs.run_store import RECORD_FILE, RunStore
+from train_jobs.state import read_state, write_state, write_weights
+
+Value = TypeVar("Value")
 
 STATE_FILE = "state.pt"
-PROGRESS_FILE = "progress.json"
-DEEPSPEED_FOLDER = "deepspeed"
+NUM_KEPT = 2
+"""Checkpoints that stay: the last one, and one more should it be unreadable. The best one stays besides."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldOut:
+    """The loss on the held-out part in the midst of training."""
+
+    step: int
+    loss: float
 
 
 @dataclass(kw_only=True, slots=True)
@@ -33,73 +45,108 @@ class Progress:
     before: Evaluation | None = None
     """The bare base on the held-out part."""
     history: list[StepMetrics] = field(default_factory=list)
+    held_out: list[HeldOut] = field(default_factory=list)
+
+    @property
+    def best(self) -> HeldOut | None:
+        """Return the first of the lowest losses on the held-out part."""
+        return min(self.held_out, key=lambda held_out: (held_out.loss, held_out.step), default=None)
 
 
-_PROGRESS = TypeAdapter(Progress)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Record:
+    """Written after everything else of a checkpoint."""
+
+    progress: Progress
+    sha256: str
+    """Of the state."""
 
 
-def adapter_folder(checkpoint: Path, k: int) -> Path:
-    """Return where a finished run's last checkpoint holds adapter `k` in PEFT's format."""
-    return checkpoint / f"adapter-{k}"
+_RECORD = TypeAdapter(_Record)
 
 
-def report(pack: Pack, progress: Progress, *, is_last: bool = False) -> None:
-    """Hand a checkpoint to Ray Train, which copies it to the run's storage and counts it when all workers are done.
+def save(pack: Pack, progress: Progress, run: RunStore) -> None:
+    """Keep a checkpoint; all workers must call this at the same steps, and the first one writes it.
 
-    Every worker must call this at the same steps.
+    A store that does not take it costs the checkpoint, not the run: the one before stays.
     """
-    with _staging() as folder:
-        wrote = _write(pack, progress, folder)
-        if is_last and pack.accelerator.is_main_process:
-            _write_adapters(pack, folder)
-        checkpoint = ray.train.Checkpoint.from_directory(folder) if wrote else None
-        ray.train.report({"step": progress.step}, checkpoint=checkpoint)
-
-
-@contextmanager
-def _staging() -> Iterator[Path]:
-    """Yield an empty folder of this worker, the same one each time: what a killed worker left in it goes, too."""
-    context = ray.train.get_context()
-    folder = Path(tempfile.gettempdir()) / f"kajiya-{context.get_experiment_name()}-{context.get_world_rank()}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    state = read_state(pack)
+    if not pack.accelerator.is_main_process:
+        return
     try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / STATE_FILE
+            _write(state, path)
+            record = _RECORD.dump_json(_Record(progress=progress, sha256=_sha256(path)))
+            run.save(progress.step, Path(folder), record)
+    except OSError as error:
+        announce(
+            "warning",
+            f"No checkpoint after step {progress.step}: {run.uri} cannot be written ({error.strerror or error}). The "
+            f"run goes on; if it is killed, it begins again after step {max(run.steps(), default=0)}.",
+        )
+        return
+    kept = run.steps()[-NUM_KEPT:] + ([progress.best.step] if progress.best else [])
+    with contextlib.suppress(OSError):  # what could not be deleted goes with the next one
+        run.prune(kept)
 
 
-def _write(pack: Pack, progress: Progress, folder: Path) -> bool:
-    """Write this worker's part, and return whether there is one."""
-    is_deepspeed = pack.accelerator.distributed_type == DistributedType.DEEPSPEED
-    if is_deepspeed:  # each worker holds a part of the optimizer
-        pack.module.save_checkpoint(str(folder / DEEPSPEED_FOLDER), exclude_frozen_parameters=True)  # type: ignore[operator]
-    elif pack.accelerator.is_main_process:
-        adapters = [parameter.detach() for parameter in pack.bank.parameters()]
-        torch.save({"adapters": adapters, "optimizer": pack.optimizer.state_dict()}, folder / STATE_FILE)
-    if pack.accelerator.is_main_process:
-        (folder / PROGRESS_FILE).write_bytes(_PROGRESS.dump_json(progress))
-    return is_deepspeed or bool(pack.accelerator.is_main_process)
-
-
-def _write_adapters(pack: Pack, folder: Path) -> None:
-    card = pack.job.card
-    for k in range(len(pack.job.adapters)):
-        pack.bank.save_slot(k, adapter_folder(folder, k), base_model_name_or_path=card.model_id, revision=card.revision)
-
-
-def restore(pack: Pack) -> Progress:
+def restore(pack: Pack, run: RunStore) -> Progress:
     """Return how far the run is, with its weights and optimizer put back; a new run is at step 0."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
+    step = _agree(pack, _last_whole(run) if pack.accelerator.is_main_process else None)
+    if step is None:
         return Progress()
-    with checkpoint.as_directory() as name:
-        folder = Path(name)
-        if pack.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            pack.module.load_checkpoint(str(folder / DEEPSPEED_FOLDER), load_module_strict=False)  # type: ignore[operator]
+    state, progress = _read(run, step)
+    write_state(pack, state)
+    return progress
+
+
+def restore_best(pack: Pack, progress: Progress, run: RunStore) -> HeldOut | None:
+    """Put back the weights with the lowest loss on the held-out part that are kept; return which, if any, they are."""
+    kept = {progress.step, *_agree(pack, run.steps())}
+    best = min((h for h in progress.held_out if h.step in kept), key=lambda h: (h.loss, h.step), default=None)
+    if best is not None and best.step != progress.step:
+        write_weights(pack, _read(run, best.step)[0])
+    return best
+
+
+def _agree(pack: Pack, value: Value) -> Value:
+    """Return the first worker's `value` on all of them."""
+    values = [value]
+    if pack.accelerator.num_processes > 1:
+        broadcast_object_list(values)
+    return values[0]
+
+
+def _last_whole(run: RunStore) -> int | None:
+    for step in reversed(run.steps()):
+        try:
+            _read(run, step)
+        except (OSError, ValueError) as error:
+            announce("warning", f"The checkpoint after step {step} in {run.uri} is unreadable ({error}); not used.")
         else:
-            state = torch.load(folder / STATE_FILE, map_location=pack.accelerator.device, weights_only=True)
-            for parameter, saved in zip(pack.bank.parameters(), state["adapters"], strict=True):
-                parameter.data.copy_(saved)
-            pack.optimizer.load_state_dict(state["optimizer"])
-        return _PROGRESS.validate_json((folder / PROGRESS_FILE).read_bytes())
+            return step
+    return None
+
+
+def _read(run: RunStore, step: int) -> tuple[dict[str, Any], Progress]:
+    """Return state and progress; raises `OSError` or `ValueError` where a checkpoint is not what was written."""
+    with tempfile.TemporaryDirectory() as cache:
+        folder = run.checkpoint(step, Path(cache))
+        record = _RECORD.validate_json((folder / RECORD_FILE).read_bytes())
+        if _sha256(folder / STATE_FILE) != record.sha256:
+            raise ValueError(f"{STATE_FILE} is not the file that was written")
+        state: dict[str, Any] = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+        return state, record.progress
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:  # torch's word for a full disk
+        raise OSError(f"{path}: {str(error).splitlines()[0]}") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

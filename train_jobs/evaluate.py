@@ -40,9 +40,9 @@ def evaluate(pack: Pack, tokenizer: PreTrainedTokenizerBase, *, slot: int | None
 
     The workers share the work; every one of them gets the whole result.
     """
+    loss = held_out_loss(pack, slot=slot)
     pack.module.eval()
     with torch.no_grad():
-        loss = _held_out_loss(pack, slot)
         answers = _answers(pack, tokenizer, slot)
     pack.module.train()
     questions = pack.job.questions
@@ -54,13 +54,17 @@ def evaluate(pack: Pack, tokenizer: PreTrainedTokenizerBase, *, slot: int | None
     )
 
 
-def _held_out_loss(pack: Pack, slot: int | None) -> float:
+@torch.no_grad()
+def held_out_loss(pack: Pack, *, slot: int | None) -> float:
+    """Return the mean loss over all trained tokens of the held-out part; the workers share the work."""
+    pack.module.eval()
     total = torch.zeros(1, device=pack.accelerator.device, dtype=torch.float64)
     shortest_first = sorted(pack.job.held_out, key=lambda sample: len(sample.input_ids))
     for samples in _my_share(pack, shortest_first):
         batch = collate([samples], device=pack.accelerator.device)
         with pack.routed(batch, [] if slot is None else [slot]):
             total += pack.loss(batch)
+    pack.module.train()
     summed = float(pack.accelerator.reduce(total, "sum").item())
     return summed / sum(sample.num_trained_tokens for sample in pack.job.held_out)
 

@@ -4,26 +4,32 @@ ray job submit -- python -m train_jobs.finetune --model smollm2-135m-instruct --
 """
 
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from cluster.catalog import find
 from cluster.hardware import detect
 from cluster.hub import ensure_available
 from cluster.plan import plan_training
 from cluster.registry import AdapterVersion, check_name
-from train_jobs.arguments import Request, read_arguments
+from train_jobs.arguments import Request, Resume, read_arguments, read_resume
 from train_jobs.command_line import run_command
 from train_jobs.data import read_data_file
 from train_jobs.progress import announce
 
 
-def finetune(request: Request) -> AdapterVersion:
-    """Plan, check, train, evaluate and register; returns the new version.
+def finetune(asked: Request | Resume) -> AdapterVersion:
+    """Plan, check, train, evaluate and register; returns the new version. A resumed run ends as it would have.
 
     Raises:
         UserError: Whatever the user can put right. All that is wrong with the request itself comes before a worker
             starts, and nothing is left behind.
     """
+    from train_jobs.resume import RunRecord, resumed
+    from train_jobs.run_store import new_run
+
+    request, run, record = resumed(asked) if isinstance(asked, Resume) else (asked, None, None)
     card = find(request.model)
     check_name(request.name)
     plan = plan_training(
@@ -40,20 +46,32 @@ def finetune(request: Request) -> AdapterVersion:
     ensure_available(card)
 
     # From here on it takes seconds: torch, transformers and Ray are imported.
-    from train_jobs.checkpoint import adapter_folder
-    from train_jobs.launch import launch, run_folder
+    from train_jobs.launch import kept_until_registered, launch
+    from train_jobs.loop import adapter_folder
     from train_jobs.prepare import build_job, describe, read_data
     from train_jobs.register import register
 
-    with run_folder(request.name) as folder:
-        data = read_data(request, plan)
-        job = build_job(request, plan, data)
-        for warning in plan.warnings:
-            announce("warning", warning)
-        announce("plan", describe(card, plan, job))
-        use_gpu = plan.hardware.gpu is not None
-        outcome, checkpoint = launch(job, folder, num_workers=plan.num_workers, use_gpu=use_gpu)
-        version = register(adapter_folder(checkpoint, 0), request.name, plan=plan, job=job, data=data, outcome=outcome)
+    run = run or new_run(request.name, request.storage)
+    data = read_data(request, plan)
+    job = build_job(request, plan, data)
+    for warning in plan.warnings:
+        announce("warning", warning)
+    announce("plan", describe(card, plan, job))
+    if record is None:
+        run.write_record(RunRecord.of(request, data.file.sha256, job).model_dump_json(indent=2).encode())
+    else:
+        record.check(data.file.sha256, job, run)
+    announce("run", f"run {run.run}: if it is killed, go on with --resume {run.run}", run=run.run)
+    with kept_until_registered(run), tempfile.TemporaryDirectory() as cache:
+        outcome = launch(
+            job,
+            run,
+            num_workers=plan.num_workers,
+            min_workers=request.min_workers,
+            use_gpu=plan.hardware.gpu is not None,
+        )
+        folder = adapter_folder(run.result(Path(cache)), 0)
+        version = register(folder, request.name, plan=plan, job=job, data=data, outcome=outcome)
     before, after = outcome.before, outcome.after[0]
     announce(
         "registered",
@@ -66,7 +84,9 @@ def finetune(request: Request) -> AdapterVersion:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code."""
-    return run_command(lambda words: finetune(read_arguments(words)), argv, when_stopped="nothing was registered")
+    return run_command(
+        lambda words: finetune(read_resume(words) or read_arguments(words)), argv, when_stopped="nothing was registered"
+    )
 
 
 if __name__ == "__main__":

@@ -73,3 +73,7 @@ class TrainJob:
     """Optimizer steps between two checkpoints."""
     num_threads: int
     """Of each worker, for its matrix products."""
+    eval_steps: int | None = None
+    """Optimizer steps between two looks at the held-out part, after which the best weights are kept; None: no look."""
+    early_stopping_patience: int | None = None
+    """After how many looks in a row without a lower loss the run ends; None: never."""

@@ -1,25 +1,24 @@
 """Run a job on Ray Train's workers."""
 
-import secrets
-import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import ray
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 from cluster.errors import UserError
-from cluster.home import make_home_folder
 from train_jobs.interrupt import treat_sigterm_as_ctrl_c
 from train_jobs.job import TrainJob
-from train_jobs.loop import Outcome
-from train_jobs.worker import Refusal, train_loop
+from train_jobs.loop import OUTCOME, Outcome
+from train_jobs.progress import announce
+from train_jobs.run_store import RunStore
+from train_jobs.worker import Assignment, Refusal, train_loop
 
 MAX_FAILURES = 3
 """How many deaths of workers a run survives."""
+RESIZE_INTERVAL_S = 300.0
+"""How often a run with room for more workers takes them; it then begins again at its last checkpoint."""
 CPUS_PER_WORKER = 1
 
 # A training step frees and asks for the same large tensors again and again. By default glibc gives memory back to the
@@ -35,43 +34,57 @@ class TooFewResourcesError(UserError, RuntimeError):
     """The cluster will never have what the job needs."""
 
 
+class RunRefused(UserError, RuntimeError):
+    """What a worker refused, and would refuse again."""
+
+
+class UnfinishedError(UserError, RuntimeError):
+    """A run that could not end, and may another time."""
+
+
 @contextmanager
-def run_folder(name: str) -> Iterator[Path]:
-    """Yield a new folder for the checkpoints of a run, gone when the run has ended, well or not.
-
-    Raises:
-        HomeNotWritable: It cannot be made.
-    """
-    folder = make_home_folder("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-    folder.mkdir()
+def kept_until_registered(run: RunStore) -> Iterator[None]:
+    """Delete `run` when all has ended well, or when there is nothing in it that is worth going on with."""
     try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        yield
+    except BaseException as error:
+        if not isinstance(error, RunRefused) and (run.steps() or run.read_result() is not None):
+            announce("kept", f"{run.uri} is kept: go on with --resume {run.run}, or delete it.", run=run.run)
+        else:
+            run.delete()
+        raise
+    run.delete()
 
 
-def launch(job: TrainJob, folder: Path, *, num_workers: int, use_gpu: bool) -> tuple[Outcome, Path]:
-    """Return the outcome of `job` and the folder of its last checkpoint, in `folder`.
+def launch(job: TrainJob, run: RunStore, *, num_workers: int, use_gpu: bool, min_workers: int | None = None) -> Outcome:
+    """Return the outcome of `job`, whose adapters are then in the result of `run`; nothing is trained again.
+
+    With `min_workers`, the run begins and goes on with as many workers as there is room for.
 
     Raises:
-        UserError: What a worker refused, in its words.
+        RunRefused: What a worker refused, in its words.
+        UnfinishedError: The result could not be written.
         TrainingRunError: Workers died more than `MAX_FAILURES` times, or raised what is no `UserError`.
         TooFewResourcesError: More workers than the cluster has cores or GPUs for.
     """
+    if (kept := run.read_result()) is not None:
+        return OUTCOME.validate_json(kept)
     ray.init(ignore_reinit_error=True)
     treat_sigterm_as_ctrl_c()
-    _ensure_resources(num_workers, use_gpu=use_gpu)
+    _ensure_resources(min_workers or num_workers, use_gpu=use_gpu)
     trainer = TorchTrainer(
         train_loop,
-        train_loop_config={"job": job},
+        train_loop_config={"assignment": Assignment(job=job, run=run, num_workers=num_workers)},
         scaling_config=ScalingConfig(
-            num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=_resources(use_gpu=use_gpu)
+            num_workers=num_workers if min_workers is None else (min_workers, num_workers),
+            elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
+            use_gpu=use_gpu,
+            resources_per_worker=_resources(use_gpu=use_gpu),
         ),
         run_config=RunConfig(
-            name=folder.name,
-            storage_path=str(folder.parent),
+            name=run.run,
+            storage_path=run.root,
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
             worker_runtime_env={"env_vars": WORKER_ENV},
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
@@ -83,10 +96,10 @@ def launch(job: TrainJob, folder: Path, *, num_workers: int, use_gpu: bool) -> t
     except SystemExit:  # Ray Train's answer to Ctrl-C, with exit code 0
         raise KeyboardInterrupt from None
     if isinstance(result.return_value, Refusal):
-        raise UserError(result.return_value.message)
+        raise (UnfinishedError if result.return_value.can_resume else RunRefused)(result.return_value.message)
     if not isinstance(result.return_value, Outcome):  # an aborted run ends without a value
         raise KeyboardInterrupt
-    return result.return_value, Path(result.checkpoint.path)
+    return result.return_value
 
 
 def _resources(*, use_gpu: bool) -> dict[str, int]:

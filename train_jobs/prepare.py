@@ -17,7 +17,7 @@ from train_jobs.questions import run_questions
 from train_jobs.tokens import TokenizedData, tokenize
 
 NUM_CHECKPOINTS = 10
-"""Checkpoints over a run: a killed worker costs a tenth of it at most."""
+"""Checkpoints over a run, unless asked otherwise: a killed worker costs a tenth of it at most."""
 MIN_STEPS_PER_EPOCH = 10
 """Below it the batch is large for the data: few updates teach little."""
 
@@ -129,7 +129,9 @@ def build_job(request: Request, plan: TrainingPlan, data: Data) -> TrainJob:
         gradient_accumulation_steps=plan.gradient_accumulation_steps,
         gradient_checkpointing=plan.gradient_checkpointing,
         deepspeed_zero=_deepspeed_zero(plan),
-        checkpoint_steps=-(-num_steps // NUM_CHECKPOINTS),
+        checkpoint_steps=request.checkpoint_steps or -(-num_steps // NUM_CHECKPOINTS),
+        eval_steps=request.eval_steps,
+        early_stopping_patience=request.early_stopping_patience,
         num_threads=max(1, hardware.num_cpus // plan.num_workers),
     )
 

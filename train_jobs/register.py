@@ -53,14 +53,15 @@ def register(
 def _metrics(job: TrainJob, outcome: Outcome) -> dict[str, float]:
     before, after = outcome.before, outcome.after[0]
     duration_s = sum(step.duration_s for step in outcome.history)
-    return {
+    best = {"best_step": float(outcome.best.step)} if outcome.best else {}
+    return best | {
         "held_out_loss_before": before.loss,
         "held_out_loss_after": after.loss,
         "held_out_right_before": before.num_right,
         "held_out_right_after": after.num_right,
         "held_out_questions": after.num_questions,
         "training_loss": outcome.history[-1].losses[0],
-        "num_steps": job.adapters[0].num_steps,
+        "num_steps": len(outcome.history),
         "tokens_per_s": sum(step.num_tokens for step in outcome.history) / duration_s,
         "training_s": duration_s,
         "seed": job.adapters[0].seed,

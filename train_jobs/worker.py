@@ -1,16 +1,22 @@
 """What each Ray Train worker runs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import ray.train
 import torch
 from transformers.utils.logging import disable_progress_bar
 
 from cluster.errors import UserError
 from cluster.models.base import load_base
 from train_jobs.job import TrainJob
-from train_jobs.loop import Outcome, run
+from train_jobs.loop import Outcome, ResultNotKept, run
 from train_jobs.pack import build_pack
+from train_jobs.run_store import RunStore
 from train_jobs.strategy import accelerator_for
+
+
+class RunNotVisible(RuntimeError):
+    """A worker's node does not see where the run is kept."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,11 +24,30 @@ class Refusal:
     """An error meant for the user. Returned, not raised: Ray would try again what fails again, and add a traceback."""
 
     message: str
+    can_resume: bool
+    """Whether the run may end well another time."""
 
 
-def train_loop(config: dict[str, TrainJob]) -> Outcome | Refusal:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Assignment:
+    """What a worker is told."""
+
+    job: TrainJob
+    run: RunStore
+    num_workers: int
+    """For which the job's `gradient_accumulation_steps` are meant; there may be others."""
+
+
+def train_loop(config: dict[str, Assignment]) -> Outcome | Refusal:
     """Load the base, train the job's adapters on it and return how it went; rank 0's value reaches the driver."""
-    job = config["job"]
+    assignment = config["assignment"]
+    if not assignment.run.is_visible():
+        raise RunNotVisible(
+            f"{ray.util.get_node_ip_address()} does not see {assignment.run.uri}; give a folder that all nodes share, "
+            "or a URI such as s3://bucket/runs: --storage."
+        )
+    context = ray.train.get_context()
+    job = cut_for(assignment.job, assignment.num_workers, context.get_world_size())
     torch.set_num_threads(job.num_threads)
     disable_progress_bar()  # of loading weights, once per worker
     accelerator = accelerator_for(job)
@@ -34,6 +59,14 @@ def train_loop(config: dict[str, TrainJob]) -> Outcome | Refusal:
             device=accelerator.device,
         )
         pack = build_pack(job, base.model, accelerator)
-        return run(pack, base.tokenizer)
+        return run(pack, base.tokenizer, assignment.run)
     except UserError as error:
-        return Refusal(message=str(error))
+        return Refusal(message=str(error), can_resume=isinstance(error, ResultNotKept))
+
+
+def cut_for(job: TrainJob, planned: int, num_workers: int) -> TrainJob:
+    """Return `job`, planned for `planned` workers, for another number of them: a step trains on the same samples.
+
+    Where the workers do not divide the micro-batches, these become smaller.
+    """
+    return replace(job, gradient_accumulation_steps=-(-job.gradient_accumulation_steps * planned // num_workers))

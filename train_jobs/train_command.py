@@ -1,0 +1,64 @@
+"""`kajiya train`: submit a fine-tuning run as a Ray job, and watch it as a progress bar."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import typer
+from rich.console import Console
+
+from cluster.catalog import find
+from cluster.local_ray import dashboard_url
+from cluster.registry import check_name
+from train_jobs.arguments import Request, Resume, parser, read_arguments, read_resume
+from train_jobs.data import read_data_file
+from train_jobs.records import HUB_PREFIX
+from train_jobs.run_store import find_run
+
+USAGE = "kajiya train MODEL"
+out = Console()
+
+
+def train(context: typer.Context) -> None:
+    """Fine-tune MODEL on the cluster and follow the job: `ray job submit -- python -m train_jobs.finetune`."""
+    words = list(context.args)
+    if not words or "--help" in words:
+        parser(USAGE).print_help()
+        return
+    if not words[0].startswith("-"):
+        words.insert(0, "--model")
+    asked = read_resume(words) or read_arguments(words)
+    files = [file for file in (asked.data, asked.eval_data) if file is not None]
+    _check(asked, files)
+    url = dashboard_url()
+    from train_jobs.follow import follow_with_bar
+    from train_jobs.submit import stop, submit
+
+    job_id = submit(url, "train_jobs.finetune", words, [Path(f) for f in files if not f.startswith(HUB_PREFIX)])
+    out.print(f"Job {job_id}, shown at {url}/#/jobs/{job_id}", soft_wrap=True)
+    try:
+        follow_with_bar(url, job_id, out)
+    except KeyboardInterrupt:
+        stop(url, job_id)
+        out.print(f"Stopped {job_id}; nothing was registered. What it keeps, `kajiya jobs logs {job_id}` says.")
+        raise
+
+
+def _check(asked: Request | Resume, files: Sequence[str]) -> None:
+    """Raise what can be told without the cluster."""
+    if isinstance(asked, Request):
+        find(asked.model)
+        check_name(asked.name)
+    elif _is_here():
+        find_run(asked.run, asked.storage)
+    for file in files:
+        read_data_file(file)
+
+
+def _is_here() -> bool:
+    """Return whether the cluster is this machine; another one keeps its own runs."""
+    from train_jobs.submit import LOOPBACK
+
+    url = os.environ.get("RAY_API_SERVER_ADDRESS")
+    return url is None or urlsplit(url).hostname in LOOPBACK
