@@ -1,7 +1,6 @@
 """A search as one page that needs nothing else: a table and four plots."""
 
 import html
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune import Result
 
+from train_jobs.page import document, facts, new_figure, svg, write_page
 from tune_spaces.arguments import SearchRequest
 from tune_spaces.objectives import OBJECTIVES, badness, pareto
 from tune_spaces.pack_plan import PackPlan
@@ -19,13 +19,6 @@ from tune_spaces.winner import sound
 
 if TYPE_CHECKING:  # importing it takes half a second
     from matplotlib.figure import Figure
-
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; font-size: 14px } td, th { padding: .2rem .8rem; text-align: right }
-tr:nth-child(even) { background: #f4f4f4 } tr.best { background: #dff2e1; font-weight: 600 }
-svg { max-width: 100%; height: auto } dt { color: #666 } dd { margin: 0 0 .4rem }
-"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,16 +39,14 @@ class Summary:
 
 def write_report(summary: Summary, path: Path) -> None:
     """Write the page to `path`, whole or not at all."""
-    unfinished = path.with_suffix(".new")
-    unfinished.write_text(page(summary), encoding="utf-8")
-    unfinished.rename(path)
+    write_page(page(summary), path)
 
 
 def page(summary: Summary) -> str:
     """Return the page."""
     request, packs = summary.request, summary.packs
     predicted = f"{summary.predicted_s:.0f} s without early stopping" if summary.predicted_s else "not measured"
-    facts = {
+    told = {
         "Model": request.model,
         "Data": request.data,
         "Search": f"{request.searcher} and {request.scheduler} over the space {request.space}",
@@ -68,19 +59,14 @@ def page(summary: Summary) -> str:
         "Predicted": predicted,
         "Spent": f"{summary.spent_s:.0f} s",
     }
-    rows = "".join(f"<dt>{name}</dt><dd>{html.escape(value)}</dd>" for name, value in facts.items())
     plots = (
         ("Held-out loss at each rung", curves(summary)),
         ("Values and what they gave", parallel_coordinates(summary)),
         ("Importance", importance_bars(summary)),
         ("What no other trial beats", front(summary)),
     )
-    sections = "".join(f"<h2>{title}</h2>{_svg(figure)}" for title, figure in plots if figure is not None)
-    title = html.escape(f"Search {summary.name}")
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
-        f"<h1>{title}</h1><dl>{rows}</dl>{sections}<h2>Trials</h2>{table(summary)}</html>"
-    )
+    sections = "".join(f"<h2>{title}</h2>{svg(figure)}" for title, figure in plots if figure is not None)
+    return document(f"Search {summary.name}", f"{facts(told)}{sections}<h2>Trials</h2>{table(summary)}")
 
 
 def table(summary: Summary) -> str:
@@ -104,7 +90,7 @@ def table(summary: Summary) -> str:
 
 def curves(summary: Summary) -> "Figure":
     """Return the objective of every trial over its steps; stopped ones end early."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     objective = summary.request.objective
     for result in summary.results:
         history = result.metrics_dataframe
@@ -125,7 +111,7 @@ def parallel_coordinates(summary: Summary) -> "Figure | None":
     fields = [field for field in sorted({f for r in trials for f in r.config}) if len(_values(trials, field)) > 1]
     if len(fields) < 2 or len(trials) < 2:
         return None
-    figure, axes = _figure()
+    figure, axes = new_figure()
     places = [{value: rank for rank, value in enumerate(_values(trials, field))} for field in fields]
     order = sorted(trials, key=lambda r: badness(summary.request.objectives, r.metrics), reverse=True)
     for rank, result in enumerate(order):
@@ -144,7 +130,7 @@ def importance_bars(summary: Summary) -> "Figure | None":
     shares = importances(summary)
     if not shares:
         return None
-    figure, axes = _figure(height=1 + 0.4 * len(shares))
+    figure, axes = new_figure(height=1 + 0.4 * len(shares))
     names = sorted(shares, key=lambda field: shares[field])
     axes.barh(names, [shares[name] for name in names], color="#762a83")
     axes.set_xlabel("share (PED-ANOVA)")
@@ -183,7 +169,7 @@ def front(summary: Summary) -> "Figure":
     """Return the second objective (by default the adapter's size) against the first; the trials that no other beats
     in both are joined by a line.
     """
-    figure, axes = _figure()
+    figure, axes = new_figure()
     first, second = (*summary.request.objectives, "adapter_bytes")[:2]
     trials = sound(summary.results, (first, second))
     axes.scatter([r.metrics[second] for r in trials], [r.metrics[first] for r in trials], color="#9970ab")
@@ -218,18 +204,3 @@ def _short(value: Any) -> str:
     if isinstance(value, float) and not isinstance(value, bool) and math.isfinite(value):
         return f"{value:.4g}"
     return str(value)
-
-
-def _figure(*, height: float = 3.5) -> "tuple[Figure, Any]":
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, height), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _svg(figure: "Figure") -> str:
-    drawn = io.StringIO()
-    figure.savefig(drawn, format="svg")
-    return drawn.getvalue()[drawn.getvalue().index("<svg") :]
