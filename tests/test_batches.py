@@ -2,13 +2,14 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 
 from train_jobs.batches import DataOrder, chunk, collate
 from train_jobs.tokens import Sample
 
-LENGTHS = tuple(random.Random(0).choices(range(5, 200), k=101))  # noqa: S311 -- lengths, not secrets
+LENGTHS = np.array(random.Random(0).choices(range(5, 200), k=101), dtype=np.int32)  # noqa: S311 -- no secrets
 
 
 def test_every_sample_comes_once_an_epoch() -> None:

@@ -11,7 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from cluster.errors import UserError
-from train_jobs.data import read_data_file, split_held_out
+from train_jobs.data import examples_at, held_out_examples, read_data_file
 from train_jobs.messages import Dialogue, Document
 from train_jobs.records import DataError
 
@@ -232,13 +232,21 @@ def test_bytes_that_are_no_utf8_are_named(tmp_path: Path) -> None:
         read_data_file(written(tmp_path, GOOD[:40].encode() + b"\x83n"))
 
 
-def test_a_tenth_is_held_out_by_seed(tmp_path: Path) -> None:
-    found = dialogues(written(tmp_path, f"{GOOD}\n" * 30))
-    train, held_out = split_held_out(found, seed=1)
-    assert (len(train), len(held_out)) == (27, 3)
-    assert sorted(d.where for d in (*train, *held_out)) == sorted(d.where for d in found)
-    assert split_held_out(found, seed=1) == (train, held_out)
-    assert split_held_out(found, seed=2) != (train, held_out)
-    assert len(split_held_out(found[:2], seed=0)[1]) == 1
+def test_examples_are_found_by_their_number(tmp_path: Path) -> None:
+    source = written(tmp_path, f"{GOOD}\n\n" * 4 + "{\n")
+    assert [example.where for example in examples_at(source, [3, 1])] == [f"{source}:3", f"{source}:7"]
+    with pytest.raises(DataError, match=":9: not JSON"):
+        examples_at(source, range(1000))
+
+
+def test_a_tenth_is_held_out_by_seed_and_a_thousand_at_most() -> None:
+    held_out = held_out_examples(30, seed=1)
+    assert len(held_out) == len(set(held_out)) == 3
+    assert held_out == sorted(held_out)
+    assert set(held_out) <= set(range(30))
+    assert held_out_examples(30, seed=1) == held_out
+    assert held_out_examples(30, seed=2) != held_out
+    assert len(held_out_examples(2, seed=0)) == 1
+    assert len(held_out_examples(1_000_000, seed=0)) == 1000
     with pytest.raises(DataError, match="--eval-data"):
-        split_held_out(found[:1], seed=0)
+        held_out_examples(1, seed=0)

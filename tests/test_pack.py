@@ -17,6 +17,7 @@ from train_jobs.batches import DataOrder
 from train_jobs.job import AdapterJob, TrainJob
 from train_jobs.pack import Pack, build_pack
 from train_jobs.step import train_step
+from train_jobs.token_store import lengths_of
 from train_jobs.tokens import Sample
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -94,7 +95,7 @@ def peft_losses(job: TrainJob) -> list[float]:
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=run.learning_rate, weight_decay=run.weight_decay)
     schedule = get_linear_schedule_with_warmup(optimizer, run.num_warmup_steps, run.num_steps)
-    order = DataOrder(lengths=tuple(len(s.input_ids) for s in job.samples), batch_size=4, seed=run.seed)
+    order = DataOrder(lengths=lengths_of(job.samples), batch_size=4, seed=run.seed)
     losses = []
     for step in range(run.num_steps):
         chosen = [job.samples[i] for i in order.batch(step)]

@@ -5,7 +5,8 @@ from tiny_models import CHATML, IM_END, byte_tokenizer
 
 from train_jobs.messages import Dialogue, Document, Message
 from train_jobs.records import DataError
-from train_jobs.tokens import IGNORED, Sample, prompt_ids, tokenize
+from train_jobs.tokenized import tokenize
+from train_jobs.tokens import IGNORED, Sample, prompt_ids
 
 
 def dialogue(*turns: tuple[str, str], line: int = 3) -> Dialogue:

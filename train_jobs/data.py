@@ -3,21 +3,23 @@
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 from pydantic import ValidationError
 
 from train_jobs.formats import Format, format_of, known_formats
 from train_jobs.messages import Dialogue, Document, Example
-from train_jobs.records import HUB_PREFIX, DataError, Record, read_records
+from train_jobs.records import HUB_PREFIX, DataError, Record, parsed, read_records
 
 HELD_OUT_SHARE = 0.1
 """Share of the examples that is held out where the user brings no evaluation file."""
-
-Item = TypeVar("Item", Dialogue, Document, Dialogue | Document)
+MAX_HELD_OUT = 1000
+"""Examples; the mean loss of more says hardly more, and takes its time before and after training."""
+BEGINNING_RECORDS = 10_000
+"""A second's worth of checking."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,13 +51,43 @@ def check_records(source: str | Path) -> Iterator[Checked]:
     Raises:
         DataError: The source as a whole cannot be read.
     """
-    found: Format | None = None
-    for record in read_records(source):
+    return check(read_records(source))
+
+
+def check(records: Iterable[Record], found: Format | None = None) -> Iterator[Checked]:
+    """Yield each of `records`, checked to be in the format `found`, or in that of the first of them that is in one."""
+    for record in map(parsed, records):
         try:
             found = _same_format(found, record)
             yield Checked(record=record, format=found.name, example=_example(record, found))
         except ValueError as error:
             yield Checked(record=record, problem=f"{record.where}: {reason(error)}")
+
+
+def format_in(source: str | Path) -> Format:
+    """Return the format of `source`: that of the first record that is in one.
+
+    Raises:
+        DataError: There is none; the source cannot be read.
+    """
+    first: Record | None = None
+    for record in map(parsed, read_records(source)):
+        if record.fields is not None and (found := format_of(record.fields)):
+            return found
+        first = first or record
+    if first is None:
+        raise _nothing_in(source)
+    (checked,) = check([first])
+    raise DataError(checked.problem)
+
+
+def check_beginning(source: str | Path) -> None:
+    """Check the first `BEGINNING_RECORDS` records, so that errors come at once; tokenizing checks the others.
+
+    Raises:
+        DataError: One of them cannot be trained on, or the source as a whole cannot be read.
+    """
+    _examples(source, limit=BEGINNING_RECORDS)
 
 
 def read_data_file(source: str | Path) -> DataFile:
@@ -65,10 +97,18 @@ def read_data_file(source: str | Path) -> DataFile:
         DataError: It cannot be read, is empty, mixes formats, or has records that cannot be trained on; the first of
             them is named.
     """
+    examples, format_name = _examples(source)
+    return DataFile(
+        name=source_name(source), sha256=source_sha256(source), format=format_name, examples=tuple(examples)
+    )
+
+
+def _examples(source: str | Path, *, limit: int | None = None) -> tuple[list[Dialogue | Document], str]:
+    """Return the examples in the first `limit` records, and their format."""
     examples: list[Dialogue | Document] = []
     problems: list[str] = []
     format_name = ""
-    for checked in check_records(source):
+    for checked in islice(check_records(source), limit):
         if checked.problem is not None:
             problems.append(checked.problem)
         elif checked.example is not None:
@@ -78,10 +118,12 @@ def read_data_file(source: str | Path) -> DataFile:
         more = f" ({len(problems) - 1} more records are wrong)" if len(problems) > 1 else ""
         raise DataError(problems[0] + more)
     if not examples:
-        raise DataError(f"{source}: there is nothing in it; a record has the fields {known_formats()}.")
-    return DataFile(
-        name=source_name(source), sha256=source_sha256(source), format=format_name, examples=tuple(examples)
-    )
+        raise _nothing_in(source)
+    return examples, format_name
+
+
+def _nothing_in(source: str | Path) -> DataError:
+    return DataError(f"{source}: there is nothing in it; a record has the fields {known_formats()}.")
 
 
 def source_name(source: str | Path) -> str:
@@ -95,9 +137,26 @@ def source_sha256(source: str | Path) -> str:
         with Path(source).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     digest = hashlib.sha256()
-    for record in read_records(source):
+    for record in map(parsed, read_records(source)):
         digest.update(json.dumps(record.fields, ensure_ascii=False, sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def examples_at(source: str | Path, numbers: Sequence[int]) -> list[Dialogue | Document]:
+    """Return the examples in the records `numbers`, counted from 0 and in order, as far as there are so many.
+
+    Raises:
+        DataError: The source as a whole cannot be read, or one of those records cannot be trained on.
+    """
+    wanted = set(numbers)
+    chosen = (record for number, record in enumerate(islice(read_records(source), max(wanted) + 1)) if number in wanted)
+    return list(map(_sound, check(chosen)))
+
+
+def _sound(checked: Checked) -> Dialogue | Document:
+    if checked.example is None:
+        raise DataError(checked.problem)
+    return checked.example
 
 
 def _same_format(found: Format | None, record: Record) -> Format:
@@ -134,15 +193,13 @@ def reason(error: ValueError) -> str:
     return f"{where}: {text}" if where else text
 
 
-def split_held_out(examples: Sequence[Item], *, seed: int) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
-    """Return the examples to train on and those to hold out (a tenth, at least one), each in the file's order.
+def held_out_examples(num_examples: int, *, seed: int) -> list[int]:
+    """Return which of `num_examples` examples to hold out: a tenth, at least one and at most `MAX_HELD_OUT`.
 
     Raises:
         DataError: One example alone cannot be split.
     """
-    if len(examples) < 2:
+    if num_examples < 2:
         raise DataError("One example cannot be split into training and evaluation; add more, or give --eval-data.")
-    number = max(1, round(len(examples) * HELD_OUT_SHARE))
-    held_out = set(random.Random(seed).sample(range(len(examples)), number))  # noqa: S311 -- a split, not a secret
-    train = tuple(d for i, d in enumerate(examples) if i not in held_out)
-    return train, tuple(examples[i] for i in sorted(held_out))
+    number = min(MAX_HELD_OUT, max(1, round(num_examples * HELD_OUT_SHARE)))
+    return sorted(random.Random(seed).sample(range(num_examples), number))  # noqa: S311 -- a split, not a secret

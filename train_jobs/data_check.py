@@ -1,8 +1,9 @@
 """What a data set holds and what is wrong with it, before anything is trained on it."""
 
+import hashlib
 import statistics
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from train_jobs.data import check_records
 from train_jobs.messages import Dialogue, Document, TrainOn
 from train_jobs.records import DataError
 from train_jobs.text_faults import FAULTS, JAPANESE
-from train_jobs.tokens import IGNORED, Sample, dialogue_samples, text_samples
+from train_jobs.tokens import IGNORED, Sample, whole_samples
 
 NUM_PLACES = 3
 """Places that a finding names."""
 NUM_PREVIEWS = 3
+PROGRESS_RECORDS = 1000
+"""Records between two words of progress."""
 MAX_TOKENS_PER_CHARACTER = 1.5
 """Above it a tokenizer spells Japanese out in bytes: three of them are a character."""
 
@@ -92,48 +95,51 @@ def check_data(
     max_length: int,
     stop_token_ids: Sequence[int] = (),
     train_on: TrainOn = "all",
+    on_progress: Callable[[int], None] | None = None,
 ) -> Report:
     """Return what is in `source` and what is wrong with it, for a model with this tokenizer.
+
+    `on_progress` is told the number of records that were read, every now and then.
 
     Raises:
         DataError: The source as a whole cannot be read.
     """
     report = Report()
-    seen: dict[str, str] = {}
+    examples = _examples(report, source, tokenizer, on_progress)
+    for example, found in whole_samples(
+        examples, tokenizer, max_length=max_length, stop_token_ids=stop_token_ids, train_on=train_on
+    ):
+        if isinstance(found, DataError):
+            report.note(str(found), "examples the model's template refuses", "correct them", is_error=True)
+            continue
+        for sample in found:
+            _check_sample(report, sample, example.where, max_length, tokenizer)
+    _check_tokenizer(report)
+    return report
+
+
+def _examples(
+    report: Report, source: str | Path, tokenizer: PreTrainedTokenizerBase, on_progress: Callable[[int], None] | None
+) -> Iterator[Dialogue | Document]:
+    """Yield the examples of `source` and note what can be told without the model's template."""
+    seen: dict[bytes, str] = {}
     for checked in check_records(source):
         report.num_records += 1
+        if on_progress is not None and report.num_records % PROGRESS_RECORDS == 0:
+            on_progress(report.num_records)
         example = checked.example
         if example is None:
             report.note(checked.problem or "", "records that cannot be read", "correct or remove them", is_error=True)
             continue
         report.format = checked.format or report.format
         _check_texts(report, example, tokenizer)
-        _check_repeats(report, example, seen)
-        try:
-            for sample in _samples(example, tokenizer, max_length, stop_token_ids, train_on):
-                _check_sample(report, sample, example.where, max_length, tokenizer)
-        except DataError as error:
-            report.note(str(error), "examples the model's template refuses", "correct them", is_error=True)
-    _check_tokenizer(report)
-    return report
+        _check_repeats(report, example, seen, source=str(source))
+        yield example
 
 
 def texts_of(example: Dialogue | Document) -> list[str]:
     """Return every text of `example`."""
     return [example.text] if isinstance(example, Document) else [message.content for message in example.messages]
-
-
-def _samples(
-    example: Dialogue | Document,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    stop_token_ids: Sequence[int],
-    train_on: TrainOn,
-) -> Iterator[Sample]:
-    if isinstance(example, Document):
-        yield from text_samples(example, tokenizer, max_length=max_length)
-    else:
-        yield from dialogue_samples(example, tokenizer, stop_token_ids=stop_token_ids, train_on=train_on)
 
 
 def _check_texts(report: Report, example: Dialogue | Document, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -146,14 +152,19 @@ def _check_texts(report: Report, example: Dialogue | Document, tokenizer: PreTra
         report.num_japanese_tokens += len(tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def _check_repeats(report: Report, example: Dialogue | Document, seen: dict[str, str]) -> None:
+def _check_repeats(report: Report, example: Dialogue | Document, seen: dict[bytes, str], *, source: str) -> None:
     # Width, case and blanks apart: what differs in nothing else teaches the same.
     key = " ".join(unicodedata.normalize("NFKC", "\n".join(texts_of(example))).casefold().split())
-    if first := seen.get(key):
+    # A million texts would fill the memory; their hashes and places do not.
+    digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
+    place = example.where.removeprefix(source)
+    first = seen.setdefault(digest, place)
+    if first is not place:
         report.note(
-            f"{example.where} (as {first})", "repeats", "repeated examples weigh more; remove what is not meant"
+            f"{example.where} (as {source}{first})",
+            "repeats",
+            "repeated examples weigh more; remove what is not meant",
         )
-    seen.setdefault(key, example.where)
 
 
 def _check_sample(

@@ -43,7 +43,15 @@ def check(
 
     ensure_available(card)
     tokenizer = load_tokenizer(card)
-    report = check_data(source, tokenizer, max_length=max_length, stop_token_ids=card.stop_token_ids, train_on=chosen)
+    with Console(stderr=True).status(f"checking {source}") as status:
+        report = check_data(
+            source,
+            tokenizer,
+            max_length=max_length,
+            stop_token_ids=card.stop_token_ids,
+            train_on=chosen,
+            on_progress=lambda num_records: status.update(f"checking {source}: {num_records} records"),
+        )
     if as_json:
         lengths = report.quantiles()
         out.print_json(data=asdict(report) | {"lengths": lengths, "has_errors": report.has_errors})

@@ -15,7 +15,7 @@ from cluster.plan import plan_training
 from cluster.registry import AdapterVersion, check_name
 from train_jobs.arguments import Request, Resume, read_arguments, read_resume
 from train_jobs.command_line import run_command
-from train_jobs.data import read_data_file
+from train_jobs.data import check_beginning
 from train_jobs.progress import announce
 
 
@@ -42,7 +42,7 @@ def finetune(asked: Request | Resume) -> AdapterVersion:
         num_workers=request.num_workers,
     )
     for path in filter(None, (request.data, request.eval_data)):
-        read_data_file(path)
+        check_beginning(path)
     ensure_available(card)
 
     # From here on it takes seconds: torch, transformers and Ray are imported.

@@ -127,6 +127,11 @@ def format_of(fields: dict[str, Any]) -> Format | None:
     return next((format_ for format_ in FORMATS if format_.fields <= fields.keys()), None)
 
 
+def format_named(name: str) -> Format:
+    """Return the format called `name`."""
+    return next(format_ for format_ in FORMATS if format_.name == name)
+
+
 def known_formats() -> str:
     """Return what a record may look like, for an error message."""
     return "; ".join(f"{', '.join(sorted(format_.fields))} ({format_.name})" for format_ in FORMATS)

@@ -1,5 +1,6 @@
 """What the driver sends to its workers: everything a run needs, checked and counted."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,8 +61,9 @@ class TrainJob:
     precision: Precision
     compute_dtype: Literal["float32", "float16", "bfloat16"]
     adapters: tuple[AdapterJob, ...]
-    samples: tuple[Sample, ...]
-    held_out: tuple[Sample, ...]
+    samples: Sequence[Sample]
+    """A `TokenStore` is sent as its place, tokens and all only to machines that do not see it."""
+    held_out: Sequence[Sample]
     questions: tuple[Question, ...]
     batch_size: int
     """Samples per adapter and optimizer step, over all workers and micro-batches."""

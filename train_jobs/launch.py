@@ -13,6 +13,7 @@ from train_jobs.job import TrainJob
 from train_jobs.loop import OUTCOME, Outcome
 from train_jobs.progress import announce
 from train_jobs.run_store import RunStore
+from train_jobs.token_carrier import carried
 from train_jobs.worker import Assignment, Refusal, train_loop
 
 MAX_FAILURES = 3
@@ -72,6 +73,7 @@ def launch(job: TrainJob, run: RunStore, *, num_workers: int, use_gpu: bool, min
     ray.init(ignore_reinit_error=True)
     treat_sigterm_as_ctrl_c()
     _ensure_resources(min_workers or num_workers, use_gpu=use_gpu)
+    job = carried(job)
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={"assignment": Assignment(job=job, run=run, num_workers=num_workers)},

@@ -15,6 +15,7 @@ from train_jobs.job import AdapterJob, TrainJob
 from train_jobs.loss import PackLoss
 from train_jobs.packed_adamw import PackedAdamW
 from train_jobs.schedule import lr_schedule
+from train_jobs.token_store import lengths_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +62,7 @@ class Pack:
         self.runs[slot] = Run(
             job=adapter,
             order=DataOrder(
-                lengths=tuple(len(sample.input_ids) for sample in self.job.samples),
+                lengths=lengths_of(self.job.samples),
                 batch_size=self.job.batch_size,
                 seed=adapter.seed,
             ),

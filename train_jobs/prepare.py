@@ -1,7 +1,9 @@
 """From a request to a job: everything that can be checked is checked here, on the driver, before a worker starts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+
+import numpy as np
 
 from cluster.errors import UserError
 from cluster.model_card import ModelCard
@@ -10,11 +12,13 @@ from cluster.models.base import load_tokenizer
 from cluster.plan import TrainingPlan
 from cluster.presets import zero_optimization
 from train_jobs.arguments import Request
-from train_jobs.data import DataFile, read_data_file, split_held_out
+from train_jobs.data import MAX_HELD_OUT, examples_at, held_out_examples, source_name, source_sha256
 from train_jobs.job import AdapterJob, Question, TrainJob
 from train_jobs.progress import announce
 from train_jobs.questions import run_questions
-from train_jobs.tokens import TokenizedData, tokenize
+from train_jobs.token_block import TokenRule
+from train_jobs.token_cache import token_store
+from train_jobs.tokenized import TokenizedData
 
 NUM_CHECKPOINTS = 10
 """Checkpoints over a run, unless asked otherwise: a killed worker costs a tenth of it at most."""
@@ -27,10 +31,20 @@ class UnsupportedPlanError(UserError, NotImplementedError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Data:
-    """The user's files, split and tokenized."""
+class Source:
+    """Where the samples to train on come from."""
 
-    file: DataFile
+    name: str
+    """Of the file, without its folder, or of the data set on the hub."""
+    sha256: str
+    format: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Data:
+    """The user's files, tokenized and split."""
+
+    file: Source
     train: TokenizedData
     held_out: TokenizedData
     questions: tuple[Question, ...]
@@ -41,26 +55,25 @@ def read_data(request: Request, plan: TrainingPlan) -> Data:
 
     Raises:
         DataError: A file that cannot be trained on; file, line and reason are named.
+        StoreNotWritable: There is no room for the tokens.
     """
     card = plan.card
-    file = read_data_file(request.data)
+    rule = TokenRule(max_length=plan.max_length, stop_token_ids=tuple(card.stop_token_ids), train_on=request.train_on)
+    sha256 = source_sha256(request.data)
+    store = token_store(request.data, sha256, card, rule)
     if request.eval_data is None:
-        train, held_out = split_held_out(file.examples, seed=request.seed)
+        numbers: Sequence[int] = held_out_examples(store.facts.num_examples, seed=request.seed)
+        is_held_out = np.isin(store.examples, numbers)
+        train, held_out = (store.take(np.flatnonzero(mask).astype(np.int32)) for mask in (~is_held_out, is_held_out))
     else:
-        train, held_out = file.examples, read_data_file(request.eval_data).examples
-    tokenizer = load_tokenizer(card)
-    to_samples = partial(
-        tokenize,
-        tokenizer=tokenizer,
-        max_length=plan.max_length,
-        stop_token_ids=card.stop_token_ids,
-        train_on=request.train_on,
-    )
+        numbers = range(MAX_HELD_OUT)
+        train, held_out = store, token_store(request.eval_data, source_sha256(request.eval_data), card, rule)
+    asked = examples_at(request.eval_data or request.data, numbers)
     data = Data(
-        file=file,
-        train=to_samples(train),
-        held_out=to_samples(held_out),
-        questions=run_questions(held_out, tokenizer),
+        file=Source(name=source_name(request.data), sha256=sha256, format=store.facts.format),
+        train=TokenizedData(samples=train, num_cut=store.facts.num_cut),
+        held_out=TokenizedData(samples=held_out, num_cut=0 if request.eval_data is None else held_out.facts.num_cut),
+        questions=run_questions(asked, load_tokenizer(card)),
     )
     _announce(data, plan)
     return data

@@ -1,19 +1,23 @@
 """The records of a file (JSON Lines, JSON, CSV, Parquet, text) or a data set on the hub, and where each stands."""
 
 import csv
-import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
+from train_jobs.json_items import json_items, parse_json
 
 HUB_PREFIX = "hf:"
 """Begins the name of a data set on the hub: `hf:org/name`, or `hf:org/name@split`."""
 MAX_CSV_FIELD = 2**27
 """Characters; Python's own limit of 131,072 is less than one long document."""
+BUFFER_CHARACTERS = 2**20
+"""Of a JSON array that are read at a time, at least."""
+PARQUET_ROWS = 1024
+"""Rows that are decoded at a time."""
 
 
 class DataError(UserError, ValueError):
@@ -22,12 +26,19 @@ class DataError(UserError, ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """One record as it stands in its file; either `fields` or `problem`."""
+    """One record as it stands in its file: `fields`, `problem`, or a `line` that is yet to be `parsed`."""
 
     where: str
     """File and line, item or row."""
     fields: dict[str, Any] | None = None
     problem: str | None = None
+    line: bytes | None = None
+    """JSON. Parsing takes longer than reading, and is done where the record is used."""
+
+
+def parsed(record: Record) -> Record:
+    """Return `record` with its `fields`, or with the reason why it has none."""
+    return record if record.line is None else _record(record.where, record.line)
 
 
 def read_records(source: str | Path) -> Iterator[Record]:
@@ -54,46 +65,65 @@ def _jsonl(path: Path) -> Iterator[Record]:
         for number, line in enumerate(file, start=1):
             text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if text.strip():
-                yield _record(f"{path}:{number}", text)
+                yield Record(where=f"{path}:{number}", line=text)
 
 
 def _json(path: Path) -> Iterator[Record]:
-    content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    if not content.lstrip().startswith(b"["):  # many call JSON Lines .json
+    with path.open("rb") as file:
+        is_array = file.read(BUFFER_CHARACTERS).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+    if not is_array:  # many call JSON Lines .json
         yield from _jsonl(path)
         return
     try:
-        items = _parse(content)
+        for index, item in enumerate(json_items(path, read_characters=BUFFER_CHARACTERS)):
+            where = f"{path}: item {index + 1}"
+            is_record = isinstance(item, dict)
+            yield Record(where=where, fields=item) if is_record else Record(where=where, problem=_kind(item))
+    except UnicodeDecodeError:
+        raise _not_utf8(path) from None
     except ValueError as error:
         raise DataError(f"{path}: {_reason(error)}.") from None
-    for index, item in enumerate(items):
-        where = f"{path}: item {index + 1}"
-        yield Record(where=where, fields=item) if isinstance(item, dict) else Record(where=where, problem=_kind(item))
 
 
 def _csv(path: Path) -> Iterator[Record]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}:{line}: not UTF-8; save the table as UTF-8.") from None
-    if "\0" in text:
-        raise DataError(f"{path}: has NUL bytes; is it UTF-16? Save the table as UTF-8.")
     csv.field_size_limit(MAX_CSV_FIELD)
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     begin = 2
-    try:
-        for row in rows:
-            where, begin = f"{path}:{begin}", rows.line_num + 1
-            if None in row:
-                yield Record(where=where, problem=f"has more cells than the header's {len(rows.fieldnames or ())}")
-            elif None in row.values():
-                yield Record(where=where, problem=f"has fewer cells than the header's {len(row)}")
-            else:
-                yield Record(where=where, fields={name: cell for name, cell in row.items() if cell != ""})
-    except csv.Error as error:
-        raise DataError(f"{path}:{begin}: not a table ({error}).") from None
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(_without_nul(file, path), delimiter=delimiter, strict=True)
+        try:
+            for row in rows:
+                where, begin = f"{path}:{begin}", rows.line_num + 1
+                if None in row:
+                    yield Record(where=where, problem=f"has more cells than the header's {len(rows.fieldnames or ())}")
+                elif None in row.values():
+                    yield Record(where=where, problem=f"has fewer cells than the header's {len(row)}")
+                else:
+                    yield Record(where=where, fields={name: cell for name, cell in row.items() if cell != ""})
+        except UnicodeDecodeError:
+            raise _not_utf8(path) from None
+        except csv.Error as error:
+            raise DataError(f"{path}:{begin}: not a table ({error}).") from None
+
+
+def _without_nul(lines: Iterable[str], path: Path) -> Iterator[str]:
+    for line in lines:
+        if "\0" in line:
+            raise DataError(f"{path}: has NUL bytes; is it UTF-16? Save the table as UTF-8.")
+        yield line
+
+
+def _not_utf8(path: Path) -> DataError:
+    """Return what to say of a file that holds bytes that are no UTF-8."""
+    good_lines = 0
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                break
+            good_lines += 1
+    return DataError(f"{path}:{good_lines + 1}: not UTF-8; save it as UTF-8.")
 
 
 def _parquet(path: Path) -> Iterator[Record]:
@@ -103,7 +133,7 @@ def _parquet(path: Path) -> Iterator[Record]:
     try:
         with parquet.ParquetFile(path) as file:
             number = 0
-            for batch in file.iter_batches():
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
                 for row in batch.to_pylist():
                     number += 1
                     fields = {name: cell for name, cell in row.items() if cell is not None}
@@ -114,10 +144,9 @@ def _parquet(path: Path) -> Iterator[Record]:
 
 def _text(path: Path) -> Iterator[Record]:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}:{line}: not UTF-8; save the text as UTF-8.") from None
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise _not_utf8(path) from None
     if text.strip():
         yield Record(where=str(path), fields={"text": text})
 
@@ -134,40 +163,40 @@ READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
 """By a file's suffix."""
 
 
-def _hub(source: str) -> Iterator[Record]:
-    name, _, split = source.removeprefix(HUB_PREFIX).partition("@")
-    import datasets
+def source_bytes(source: str | Path) -> int:
+    """Return the size of a file, or of a data set on the hub as it lies in the cache.
 
-    try:
-        rows = datasets.load_dataset(name, split=split or "train")
-    except (OSError, ValueError, ConnectionError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"{source}: cannot be loaded ({str(error).splitlines()[0]}).") from None
-    for number, row in enumerate(rows, start=1):
+    Raises:
+        DataError: The source as a whole cannot be read.
+    """
+    if str(source).startswith(HUB_PREFIX):
+        return int(_hub_rows(str(source)).data.nbytes)
+    return Path(source).stat().st_size
+
+
+def _hub(source: str) -> Iterator[Record]:
+    # The rows lie in memory-mapped files: only those that are looked at are read.
+    for number, row in enumerate(_hub_rows(source), start=1):
         fields = {key: value for key, value in row.items() if value is not None}
         yield Record(where=f"{source}: row {number}", fields=fields)
 
 
+def _hub_rows(source: str) -> Any:
+    name, _, split = source.removeprefix(HUB_PREFIX).partition("@")
+    import datasets
+
+    try:
+        return datasets.load_dataset(name, split=split or "train")
+    except (OSError, ValueError, ConnectionError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"{source}: cannot be loaded ({str(error).splitlines()[0]}).") from None
+
+
 def _record(where: str, line: bytes) -> Record:
     try:
-        value = _parse(line)
+        value = parse_json(line)
     except ValueError as error:
         return Record(where=where, problem=_reason(error))
     return Record(where=where, fields=value) if isinstance(value, dict) else Record(where=where, problem=_kind(value))
-
-
-def _parse(content: bytes) -> Any:
-    def no_constant(name: str) -> Any:
-        raise ValueError(f"{name} is not JSON")
-
-    return json.loads(content.decode("utf-8"), object_pairs_hook=_without_repeats, parse_constant=no_constant)
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"has {next(name for name in names if names.count(name) > 1)!r} twice")
-    return fields
 
 
 def _kind(value: Any) -> str:

@@ -21,7 +21,7 @@ from train_jobs.pack import Pack, PackSize, build_pack
 from train_jobs.questions import all_questions
 from train_jobs.scored import Score, answered
 from train_jobs.strategy import accelerator_for
-from train_jobs.tokens import tokenize
+from train_jobs.tokenized import tokenize
 
 MAX_LENGTH = 2048
 """Tokens of a sample that count for the loss."""

@@ -12,7 +12,7 @@ from cluster.catalog import find
 from cluster.local_ray import dashboard_url
 from cluster.registry import check_name
 from train_jobs.arguments import Request, Resume, parser, read_arguments, read_resume
-from train_jobs.data import read_data_file
+from train_jobs.data import check_beginning
 from train_jobs.records import HUB_PREFIX
 from train_jobs.run_store import find_run
 
@@ -53,7 +53,7 @@ def _check(asked: Request | Resume, files: Sequence[str]) -> None:
     elif _is_here():
         find_run(asked.run, asked.storage)
     for file in files:
-        read_data_file(file)
+        check_beginning(file)
 
 
 def _is_here() -> bool:

@@ -22,6 +22,7 @@ from train_jobs.launch import WORKER_ENV
 from train_jobs.pack import PackSize
 from train_jobs.prepare import Data, build_job
 from train_jobs.progress import announce
+from train_jobs.token_carrier import carried
 from tune_spaces.arguments import SearchRequest
 from tune_spaces.budget import Budget, ensure_a_step
 from tune_spaces.halving import rungs
@@ -58,6 +59,7 @@ def run_search(
     quiet_ray()
     ray.init(ignore_reinit_error=True)
     treat_sigterm_as_ctrl_c()
+    job = carried(job)
     workers = start_workers(job, outline, use_gpu=plan.hardware.gpu is not None)
     shared = Shared(
         job=job,

@@ -14,7 +14,7 @@ from cluster.hub import ensure_available
 from cluster.plan import TrainingPlan, plan_training
 from cluster.registry import AdapterVersion, check_name
 from train_jobs.command_line import run_command
-from train_jobs.data import read_data_file
+from train_jobs.data import check_beginning
 from train_jobs.progress import announce
 from tune_spaces.arguments import SearchRequest, read_arguments
 from tune_spaces.pack_plan import PackPlan, plan_packs, prune
@@ -54,14 +54,14 @@ def check(request: SearchRequest) -> TrainingPlan:
     plan = plan_of(request)
     space_of(request.space, plan, request.changes)
     for path in filter(None, (request.data, request.eval_data)):
-        read_data_file(path)
+        check_beginning(path)
     ensure_available(card)
     return plan
 
 
 def longest(data: "Data") -> int:
     """Return the tokens of the longest sample: room for longer ones would only keep trials out of memory."""
-    return max(len(sample.input_ids) for part in (data.train, data.held_out) for sample in part.samples)
+    return max(part.longest for part in (data.train, data.held_out))
 
 
 def plan_of(request: SearchRequest) -> TrainingPlan:
