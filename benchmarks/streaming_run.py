@@ -22,8 +22,9 @@ from cluster.models.embedded import embedded_folder
 from cluster.plan import plan_training
 from train_jobs import token_cache
 from train_jobs.arguments import Request
-from train_jobs.launch import launch, run_folder
+from train_jobs.launch import kept_until_registered, launch
 from train_jobs.prepare import build_job, read_data
+from train_jobs.run_store import new_run
 
 NUM_STEPS = 5
 NUM_WORKERS = 2
@@ -133,14 +134,15 @@ def run(home: Path, num_samples: int) -> dict[str, float]:
         num_workers=NUM_WORKERS,
     )
     ray.init(num_cpus=NUM_WORKERS, include_dashboard=False, log_to_driver=False, object_store_memory=256 * MIB)
-    with watched() as peaks, run_folder("streaming") as folder:
+    store = new_run("streaming", None)
+    with watched() as peaks, kept_until_registered(store):
         begin_s = time.perf_counter()
         tokens = read_data(request, plan)
         tokenized_s = time.perf_counter() - begin_s
         read_data(request, plan)
         again_s = time.perf_counter() - begin_s - tokenized_s
         job = build_job(request, plan, tokens)
-        outcome, _ = launch(job, folder, num_workers=NUM_WORKERS, use_gpu=False)
+        outcome = launch(job, store, num_workers=NUM_WORKERS, use_gpu=False)
     num_tokens = tokens.train.num_tokens + tokens.held_out.num_tokens
     return {
         "tokens": num_tokens,

@@ -77,6 +77,7 @@ def test_a_part_of_a_store_travels_as_its_place(card: ModelCard, tmp_path: Path)
     packed = pickle.dumps(part)
     assert len(packed) < 2000  # 279 numbers of 4 bytes, no tokens
     assert tuple(pickle.loads(packed)) == tuple(store)[11:290]  # noqa: S301 (our own)
+    assert repr(pickle.loads(packed)) == repr(store[11:290]) != repr(store[10:289])  # noqa: S301 (our own)
 
 
 def test_a_text_gives_several_samples_of_one_example(card: ModelCard, tmp_path: Path) -> None:

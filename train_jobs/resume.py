@@ -67,7 +67,10 @@ def summary(job: TrainJob) -> dict[str, str]:
     """Return each part of what `job` learns, long ones as a hash."""
     parts = {name: value for name, value in asdict(job).items() if name not in PARTS_OF_A_MACHINE}
     (adapter,) = parts.pop("adapters")
-    texts = {name: json.dumps(value, ensure_ascii=False, sort_keys=True) for name, value in (parts | adapter).items()}
+    texts = {
+        name: json.dumps(value, ensure_ascii=False, sort_keys=True, default=repr)  # a `TokenStore` says what is in it
+        for name, value in (parts | adapter).items()
+    }
     return {name: text if len(text) <= 200 else _sha256(text)[:16] for name, text in texts.items()}
 
 

@@ -5,6 +5,7 @@ A store is a folder that never changes. One int32 is a token: its id where it is
 """
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -61,6 +62,11 @@ class TokenStore(Sequence[Sample]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TokenStore, (self.folder, self._indices, self._fetch)
+
+    def __repr__(self) -> str:
+        """Return a text that is the same for the same samples, on any machine."""
+        chosen = "all" if self._indices is None else hashlib.sha256(self._indices.tobytes()).hexdigest()[:16]
+        return f"TokenStore({self.folder.name}, {len(self)} samples, {chosen})"
 
     def __len__(self) -> int:
         return len(self.lengths)
