@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -56,7 +57,8 @@ class TokenStore(Sequence[Sample]):
         self.folder = folder
         self._indices = indices
         self._fetch = fetch
-        self._file = (folder / TOKENS_FILE).open("rb")
+        self._file = os.open(folder / TOKENS_FILE, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
         # Whoever holds this lock is safe from `prune`.
         fcntl.flock(self._file, fcntl.LOCK_SH)
 
@@ -83,7 +85,7 @@ class TokenStore(Sequence[Sample]):
         number = range(len(self))[index] if self._indices is None else int(self._indices[index])
         length = int(self._all_lengths[number])
         # Read, not mapped: pages of a mapping would count as the process's own memory.
-        content = os.pread(self._file.fileno(), length * TOKEN_BYTES, int(self._offsets[number]) * TOKEN_BYTES)
+        content = os.pread(self._file, length * TOKEN_BYTES, int(self._offsets[number]) * TOKEN_BYTES)
         tokens = np.frombuffer(content, dtype=np.int32)
         is_trained = tokens >= 0
         return Sample(
