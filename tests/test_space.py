@@ -8,8 +8,8 @@ from cluster.catalog import find
 from cluster.hardware import declared
 from cluster.memory import GIB, DoesNotFit
 from cluster.plan import TrainingPlan, plan_training
-from tune_spaces.methods import first_guess
-from tune_spaces.pack_plan import MAX_SLOTS, pack_bytes, plan_packs, prune
+from tune_spaces.pack_plan import MAX_SLOTS, pack_bytes, plan_packs, prune_packed
+from tune_spaces.points import first_guess
 from tune_spaces.spaces import SPACES, space_of
 from tune_spaces.trial_jobs import adapter_bytes
 from tune_spaces.values import BadSpace, Choice, Range, read_values
@@ -93,12 +93,12 @@ def test_a_pack_holds_as_many_trials_as_the_memory_left_by_the_base(plan: Traini
 def test_ranks_that_do_not_fit_are_left_out_and_said(plan: TrainingPlan) -> None:
     shared, each = pack_bytes(plan, max_r=8)
     tight = replace(plan, memory=replace(plan.memory, available_bytes=shared + each))
-    space, left_out = prune({"r": Choice(values=(8, 64))}, tight, num_workers=None)
+    space, left_out = prune_packed({"r": Choice(values=(8, 64))}, tight, num_workers=None)
     assert space == {"r": Choice(values=(8,))}
     assert left_out is not None
     assert left_out.startswith("r=64 ")
-    assert prune({"r": Choice(values=(8,))}, tight, num_workers=None) == ({"r": Choice(values=(8,))}, None)
-    with pytest.raises(BadSpace, match="No rank of 64 fits: r=64 needs"):
-        prune({"r": Choice(values=(64,))}, tight, num_workers=None)
+    assert prune_packed({"r": Choice(values=(8,))}, tight, num_workers=None) == ({"r": Choice(values=(8,))}, None)
+    with pytest.raises(BadSpace, match=r"No rank of 64 fits into memory\. The smallest needs"):
+        prune_packed({"r": Choice(values=(64,))}, tight, num_workers=None)
     with pytest.raises(DoesNotFit, match=f"there are {tight.memory.available_bytes / GIB:.1f} GiB"):
         plan_packs(tight, max_r=64, num_trials=4)

@@ -79,3 +79,6 @@ class TrainJob:
     """Optimizer steps between two looks at the held-out part, after which the best weights are kept; None: no look."""
     early_stopping_patience: int | None = None
     """After how many looks in a row without a lower loss the run ends; None: never."""
+    stop_step: int | None = None
+    """Optimizer steps after which the run ends before its schedule does; what it leaves is enough to go on later.
+    None is the schedule's end."""

@@ -39,6 +39,10 @@ class RunRefused(UserError, RuntimeError):
     """What a worker refused, and would refuse again."""
 
 
+class RunDiverged(RunRefused):
+    """A run whose loss is no number any more."""
+
+
 class UnfinishedError(UserError, RuntimeError):
     """A run that could not end, and may another time."""
 
@@ -63,7 +67,7 @@ def launch(job: TrainJob, run: RunStore, *, num_workers: int, use_gpu: bool, min
     With `min_workers`, the run begins and goes on with as many workers as there is room for.
 
     Raises:
-        RunRefused: What a worker refused, in its words.
+        RunRefused, RunDiverged: What a worker refused, in its words.
         UnfinishedError: The result could not be written.
         TrainingRunError: Workers died more than `MAX_FAILURES` times, or raised what is no `UserError`.
         TooFewResourcesError: More workers than the cluster has cores or GPUs for.
@@ -98,10 +102,16 @@ def launch(job: TrainJob, run: RunStore, *, num_workers: int, use_gpu: bool, min
     except SystemExit:  # Ray Train's answer to Ctrl-C, with exit code 0
         raise KeyboardInterrupt from None
     if isinstance(result.return_value, Refusal):
-        raise (UnfinishedError if result.return_value.can_resume else RunRefused)(result.return_value.message)
+        raise _error_of(result.return_value)
     if not isinstance(result.return_value, Outcome):  # an aborted run ends without a value
         raise KeyboardInterrupt
     return result.return_value
+
+
+def _error_of(refusal: Refusal) -> UserError:
+    if refusal.can_resume:
+        return UnfinishedError(refusal.message)
+    return RunDiverged(refusal.message) if refusal.is_diverged else RunRefused(refusal.message)
 
 
 def _resources(*, use_gpu: bool) -> dict[str, int]:

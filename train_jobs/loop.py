@@ -45,7 +45,7 @@ OUTCOME = TypeAdapter(Outcome)
 
 
 def run(pack: Pack, tokenizer: PreTrainedTokenizerBase, store: RunStore) -> Outcome:
-    """Train `pack` to its end, from where a killed worker left it, and keep the result in `store`.
+    """Train `pack` to its end or its job's `stop_step`, from where it was left, and keep the result in `store`.
 
     Raises:
         DivergedError: A loss became infinite or not a number.
@@ -73,12 +73,14 @@ def run(pack: Pack, tokenizer: PreTrainedTokenizerBase, store: RunStore) -> Outc
 
 def _train(pack: Pack, progress: Progress, store: RunStore) -> None:
     is_warned = False
-    while progress.step < pack.num_steps and not _has_stalled(pack, progress):
+    end = pack.job.stop_step or pack.num_steps
+    while progress.step < min(end, pack.num_steps) and not _has_stalled(pack, progress):
         _step(pack, progress)
         is_best = _look(pack, progress)
         is_leaving = not is_warned and _is_node_leaving(pack, progress)
         is_warned |= is_leaving
-        if is_best or is_leaving or progress.step % pack.job.checkpoint_steps == 0:
+        is_stopping = progress.step == pack.job.stop_step
+        if is_best or is_leaving or is_stopping or progress.step % pack.job.checkpoint_steps == 0:
             save(pack, progress, store)
 
 

@@ -104,6 +104,10 @@ class RunStore:
         """Return a local folder with what the run made."""
         return self._store.fetch(f"{self.run}/result", cache / "result")
 
+    def delete_result(self) -> None:
+        """Let the run go on from its last checkpoint."""
+        self._store.delete(f"{self.run}/result")
+
     def delete(self) -> None:
         """Delete the run with everything in it, if there is anything."""
         with contextlib.suppress(OSError):

@@ -9,7 +9,7 @@ from transformers.utils.logging import disable_progress_bar
 from cluster.errors import UserError
 from cluster.models.base import load_base
 from train_jobs.job import TrainJob
-from train_jobs.loop import Outcome, ResultNotKept, run
+from train_jobs.loop import DivergedError, Outcome, ResultNotKept, run
 from train_jobs.pack import build_pack
 from train_jobs.run_store import RunStore
 from train_jobs.strategy import accelerator_for
@@ -26,6 +26,8 @@ class Refusal:
     message: str
     can_resume: bool
     """Whether the run may end well another time."""
+    is_diverged: bool
+    """Whether it is the loss that was refused."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +63,11 @@ def train_loop(config: dict[str, Assignment]) -> Outcome | Refusal:
         pack = build_pack(job, base.model, accelerator)
         return run(pack, base.tokenizer, assignment.run)
     except UserError as error:
-        return Refusal(message=str(error), can_resume=isinstance(error, ResultNotKept))
+        return Refusal(
+            message=str(error),
+            can_resume=isinstance(error, ResultNotKept),
+            is_diverged=isinstance(error, DivergedError),
+        )
 
 
 def cut_for(job: TrainJob, planned: int, num_workers: int) -> TrainJob:

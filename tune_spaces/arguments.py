@@ -41,6 +41,8 @@ class SearchRequest:
     precision: Precision | None
     max_length: int | None
     num_workers: int | None
+    """Bases, or trials at a time where each is a run of its own."""
+    workers_per_trial: int | None
     seed: int
     promote: bool
     baseline: bool
@@ -128,10 +130,15 @@ def parser(usage: str) -> Parser:
         help="after which the best so far is kept: 90s, 30m, 1h30m",
     )
     parser.add_argument("--max-gpu-hours", type=positive, help="hours of all GPUs (workers, on a CPU) together")
-    parser.add_argument("--method", choices=("lora", "qlora"))
+    parser.add_argument("--method", choices=get_args(Method))
     parser.add_argument("--precision", choices=get_args(Precision), help="of the frozen base")
     parser.add_argument("--max-length", type=count, help="tokens of the longest sample that is trained whole")
     parser.add_argument("--num-workers", type=count, help="bases; by default one for each GPU, one on a CPU")
+    parser.add_argument(
+        "--workers-per-trial",
+        type=count,
+        help="with more than 1, each trial is a run of its own; by default what it needs",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-promote", dest="promote", action="store_false", help="register without promoting")
     parser.add_argument(

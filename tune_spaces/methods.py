@@ -13,38 +13,37 @@ from ray.tune.schedulers import (
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 
 from tune_spaces.control import WithControl
-from tune_spaces.values import BadSpace, Choice, Space, to_ray
+from tune_spaces.points import MUTABLE, grid
+from tune_spaces.values import Space, to_ray
 
 SearcherName = Literal["random", "grid", "optuna"]
 SchedulerName = Literal["asha", "median", "fifo", "pbt"]
 REDUCTION_FACTOR = 4
 """Of the trials at a rung, one in so many goes on (ASHA's own default)."""
-MUTABLE = frozenset({"learning_rate", "weight_decay"})
-"""What population-based training may change in mid-run: all else shapes the adapter or its schedule."""
 
 
 def searcher(
-    name: SearcherName, *, first_guess: Mapping[str, Any], max_concurrent: int, seed: int
+    name: SearcherName, space: Space, *, first_guess: Mapping[str, Any], max_concurrent: int, seed: int
 ) -> Searcher | SearchAlgorithm:
-    """Return the searcher; `first_guess`, the plan's own choice, is the first trial wherever that can be."""
+    """Return the searcher; `first_guess`, the plan's own choice, is the first trial.
+
+    Raises:
+        BadSpace: A grid over a range, which has no end.
+    """
     if name == "optuna":
         from ray.tune.search import ConcurrencyLimiter
         from ray.tune.search.optuna import OptunaSearch
 
         search = OptunaSearch(points_to_evaluate=[dict(first_guess)], seed=seed)
         return ConcurrencyLimiter(search, max_concurrent=max_concurrent)
-    points = None if name == "grid" else [dict(first_guess)]
+    points = grid(space, first_guess) if name == "grid" else [dict(first_guess)]
     return BasicVariantGenerator(points_to_evaluate=points, max_concurrent=max_concurrent, random_state=seed)
 
 
 def scheduler(
     name: SchedulerName, space: Space, *, rungs: tuple[int, ...], control: Mapping[str, Any] | None
 ) -> TrialScheduler:
-    """Return the scheduler; trials report at `rungs`, and the one with the values `control` goes to its end.
-
-    Raises:
-        BadSpace: Population-based training without a field that may change in mid-run.
-    """
+    """Return the scheduler; trials report at `rungs`, and the one with the values `control` goes to its end."""
     inner = _scheduler(name, space, rungs=rungs)
     return inner if control is None or name == "fifo" else WithControl(inner, control, is_hidden=name == "pbt")
 
@@ -62,8 +61,6 @@ def _scheduler(name: SchedulerName, space: Space, *, rungs: tuple[int, ...]) -> 
             return MedianStoppingRule(time_attr="step", grace_period=rungs[0], min_samples_required=3)
         case "pbt":
             mutations = {field: values for field, values in space.items() if field in MUTABLE}
-            if not mutations:
-                raise BadSpace(f"pbt changes {' or '.join(sorted(MUTABLE))} in mid-run, and the space has neither.")
             return PopulationBasedTraining(
                 time_attr="step",
                 perturbation_interval=rungs[0],
@@ -71,21 +68,3 @@ def _scheduler(name: SchedulerName, space: Space, *, rungs: tuple[int, ...]) -> 
             )
         case "fifo":
             return FIFOScheduler()
-
-
-def first_guess(space: Space, default: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the point of `space` nearest to the plan's own choice; exactly that, wherever the space holds it."""
-    guess: dict[str, Any] = {}
-    for field, values in space.items():
-        wanted = default[field]
-        if isinstance(values, Choice):
-            guess[field] = wanted if wanted in values.values else _nearest(values, wanted)
-        else:
-            guess[field] = min(max(wanted, values.low), values.high)
-    return guess
-
-
-def _nearest(values: Choice, wanted: Any) -> Any:
-    if isinstance(wanted, str | bool):
-        return values.values[0]
-    return min(values.values, key=lambda value: abs(float(value) - float(wanted)))

@@ -1,5 +1,6 @@
 """How many trials fit on one base, from the memory of the plan for one of them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cluster.memory import GIB, DoesNotFit
@@ -58,8 +59,24 @@ def pack_bytes(plan: TrainingPlan, *, max_r: int) -> tuple[int, int]:
     return shared, adapter_bytes(plan, r=max_r) + passes
 
 
-def prune(space: Space, plan: TrainingPlan, *, num_workers: int | None) -> tuple[Space, str | None]:
-    """Return `space` without the ranks of which not even one trial fits, and what was left out, in words.
+def prune_packed(space: Space, plan: TrainingPlan, *, num_workers: int | None) -> tuple[Space, str | None]:
+    """Return `space` without the ranks of which not even one trial fits on a base, and what was left out, in words.
+
+    Raises:
+        BadSpace: No rank fits.
+    """
+    try:
+        return without_ranks(space, lambda r: _fits(plan, r, num_workers))
+    except BadSpace as error:
+        shared, each = pack_bytes(plan, max_r=min(int(r) for r in space["r"].values))  # type: ignore[union-attr] # a Choice
+        raise BadSpace(
+            f"{error} The smallest needs {(shared + each) / GIB:.1f} GiB, there are "
+            f"{plan.memory.available_bytes / GIB:.1f}. Use a lighter precision or a smaller micro_batch_size."
+        ) from None
+
+
+def without_ranks(space: Space, fits: Callable[[int], bool]) -> tuple[Space, str | None]:
+    """Return `space` with the ranks that fit, and what was left out, in words.
 
     Raises:
         BadSpace: No rank fits.
@@ -67,14 +84,9 @@ def prune(space: Space, plan: TrainingPlan, *, num_workers: int | None) -> tuple
     ranks = space.get("r")
     if not isinstance(ranks, Choice):
         return space, None
-    kept = tuple(r for r in ranks.values if _fits(plan, int(r), num_workers))
+    kept = tuple(r for r in ranks.values if fits(int(r)))
     if not kept:
-        smallest = min(int(r) for r in ranks.values)
-        shared, each = pack_bytes(plan, max_r=smallest)
-        raise BadSpace(
-            f"No rank of {', '.join(map(str, ranks.values))} fits: r={smallest} needs {(shared + each) / GIB:.1f} GiB, "
-            f"there are {plan.memory.available_bytes / GIB:.1f}. Use a lighter precision or a smaller micro_batch_size."
-        )
+        raise BadSpace(f"No rank of {', '.join(map(str, ranks.values))} fits into memory.")
     if len(kept) == len(ranks.values):
         return space, None
     out = ", ".join(str(r) for r in ranks.values if r not in kept)

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from transformers.utils.logging import disable_progress_bar
 
 from cluster.models.base import load_base
-from train_jobs.evaluate import Evaluation, evaluate, held_out_losses
+from train_jobs.evaluate import Evaluation, evaluate, held_out_loss, held_out_losses
 from train_jobs.job import AdapterJob, TrainJob
 from train_jobs.pack import PackSize, build_pack
 from train_jobs.step import train_step
@@ -85,20 +85,24 @@ class PackWorker:
 
     def evaluation_of(self, files: dict[str, bytes]) -> Evaluation:
         """Return held-out loss and answers of an adapter in PEFT's format; needs a free slot."""
-        return self._call(lambda: self._evaluation_of(files))
+        return self._call(lambda: self._through(files, lambda slot: evaluate(self._pack, self._tokenizer, slot=slot)))
+
+    def held_out_loss_of(self, files: dict[str, bytes]) -> float:
+        """Return the held-out loss alone of an adapter in PEFT's format; needs a free slot."""
+        return self._call(lambda: self._through(files, lambda slot: held_out_loss(self._pack, slot=slot)))
 
     def measured_step_s(self) -> float:
         """Wait for a measured step and return its share for one trial."""
         return self._measured.result()
 
-    def _evaluation_of(self, files: dict[str, bytes]) -> Evaluation:
+    def _through(self, files: dict[str, bytes], measure: Callable[[int], Result]) -> Result:
         slot = self._free_slots()[0]
         with tempfile.TemporaryDirectory() as name:
             for file, content in files.items():
                 (Path(name) / file).write_bytes(content)
             self._pack.bank.load_slot(slot, Path(name))
         try:
-            return evaluate(self._pack, self._tokenizer, slot=slot)
+            return measure(slot)
         finally:
             self._pack.bank.clear_slot(slot)
 

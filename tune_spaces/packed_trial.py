@@ -3,7 +3,6 @@
 import logging
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,39 +11,15 @@ from ray import tune
 from ray.actor import ActorHandle
 
 from cluster.errors import UserError
-from cluster.memory import num_lora_parameters
-from train_jobs.job import AdapterJob, TrainJob
-from tune_spaces.objectives import latency_ratio
+from tune_spaces.shared import Shared
 from tune_spaces.trial import DIVERGED_LOSS, TrialReport
-from tune_spaces.trial_jobs import adapter_job
+from tune_spaces.trial_jobs import ADAPTER_FOLDER, adapter_job, size_metrics
 
 STATE_FILE = "state.pkl"
-ADAPTER_FOLDER = "adapter"
 
 
 class NoSlot(UserError, RuntimeError):
     """Every slot of every worker is taken."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shared:
-    """What all trials of a search have in common."""
-
-    job: TrainJob
-    """Its one adapter is the plan's own choice."""
-    rungs: tuple[int, ...]
-    """Optimizer steps after which trials report."""
-    weight_bytes: int
-    """Of the bare base, as it is loaded."""
-    workers: tuple[ActorHandle, ...]
-    """`PackWorker` actors."""
-    is_exact_match: bool
-    """Whether each report counts right answers, too."""
-
-    @property
-    def default(self) -> AdapterJob:
-        """Return the plan's own choice."""
-        return self.job.adapters[0]
 
 
 class PackedTrial(tune.Trainable):  # type: ignore[misc] # Ray's interface of a trial with checkpoints
@@ -109,17 +84,14 @@ class PackedTrial(tune.Trainable):  # type: ignore[misc] # Ray's interface of a 
         raise NoSlot("Every slot is taken; there are more trials at a time than slots.")
 
     def _metrics(self, report: TrialReport) -> dict[str, Any]:
-        spec = self._adapter.spec
-        count = num_lora_parameters(self._shared.job.card, r=spec.r, target_modules=spec.target_modules)
-        metrics = {
+        sizes = size_metrics(self._shared.job.card, self._adapter, weight_bytes=self._shared.weight_bytes)
+        metrics = sizes | {
             "step": report.step,
             "held_out_loss": report.held_out_loss,
             "training_loss": report.losses[-1],
             "losses": report.losses,
             "num_tokens": report.num_tokens,
             "train_s": report.seconds,
-            "adapter_bytes": 4 * count,
-            "latency_ratio": latency_ratio(weight_bytes=self._shared.weight_bytes, adapter_bytes=4 * count),
         }
         if self._shared.is_exact_match:
             evaluation = ray.get(self._worker.evaluation.remote(self._name))  # type: ignore[union-attr]

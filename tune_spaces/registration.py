@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.tune import Result
 
 from cluster.plan import TrainingPlan
@@ -18,41 +17,55 @@ from train_jobs.prepare import Data
 from train_jobs.progress import StepMetrics, announce
 from train_jobs.register import register
 from tune_spaces.arguments import SearchRequest
-from tune_spaces.packed_trial import ADAPTER_FOLDER
-from tune_spaces.trial_jobs import adapter_job
+from tune_spaces.launched_trial import read_outcome
+from tune_spaces.shared import Shared
+from tune_spaces.trial_jobs import ADAPTER_FOLDER, adapter_job
 from tune_spaces.winner import adapter_files
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judgement:
-    """How the kept trial does on the held-out part, evaluated anew from its files, and what it is compared with."""
+    """How the kept trial does on the held-out part, and what it is compared with."""
 
     base: Evaluation
     best: Evaluation
-    baseline: Evaluation | None
+    baseline_loss: float | None
     """Of the trial with the plan's own values; None where it did not reach its first report."""
     baseline_step: int
     """Optimizer steps it made."""
 
     def in_words(self) -> str:
         """Return the comparison in one clause."""
-        if self.baseline is None:
+        if self.baseline_loss is None:
             return "the plan's own values did not reach their first report"
-        return f"the plan's own values reach {self.baseline.loss:.4f} in {self.baseline_step} steps"
+        return f"the plan's own values reach {self.baseline_loss:.4f} in {self.baseline_step} steps"
 
 
-def judge(worker: ActorHandle, best: Result, baseline: Result | None) -> Judgement:
-    """Return how the adapters of both trials do; `worker`, a pack worker, needs a free slot."""
-    asked = [worker.evaluation.remote(None), worker.evaluation_of.remote(adapter_files(best))]
-    if baseline is not None:
-        asked.append(worker.evaluation_of.remote(adapter_files(baseline)))
-    base, after, *own = ray.get(asked)
+def judge(shared: Shared, best: Result, baseline: Result | None) -> Judgement:
+    """Return how the adapters of both trials do, evaluated anew on a pack worker with a free slot; trials that are
+    runs of their own were evaluated at the end of the run.
+    """
+    if shared.launch is not None:
+        outcome = _outcome(best)
+        base, after = outcome.before, outcome.after[0]
+        own = [] if baseline is None else [_outcome(baseline).after[0].loss]
+    else:
+        worker = shared.workers[0]
+        asked = [worker.evaluation.remote(None), worker.evaluation_of.remote(adapter_files(best))]
+        if baseline is not None:
+            asked.append(worker.held_out_loss_of.remote(adapter_files(baseline)))
+        base, after, *own = ray.get(asked)
     return Judgement(
         base=base,
         best=after,
-        baseline=own[0] if own else None,
+        baseline_loss=own[0] if own else None,
         baseline_step=baseline.metrics["step"] if baseline is not None else 0,
     )
+
+
+def _outcome(result: Result) -> Outcome:
+    with result.checkpoint.as_directory() as folder:
+        return read_outcome(Path(folder))[1]
 
 
 def register_best(
@@ -69,7 +82,6 @@ def register_best(
             outcome=Outcome(before=judgement.base, after=(judgement.best,), history=(_whole_run(best.metrics),)),
             promote=request.promote,
         )
-    own = judgement.baseline
     announce(
         "registered",
         f"registered {version.served_name}: held-out loss {judgement.base.loss:.4f} -> {judgement.best.loss:.4f} "
@@ -77,7 +89,7 @@ def register_best(
         version=version.served_name,
         loss_before=judgement.base.loss,
         loss=judgement.best.loss,
-        baseline_loss=None if own is None else own.loss,
+        baseline_loss=judgement.baseline_loss,
     )
     return version
 

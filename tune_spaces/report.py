@@ -52,7 +52,7 @@ def page(summary: Summary) -> str:
         "Search": f"{request.searcher} and {request.scheduler} over the space {request.space}",
         "Trials": f"{len(summary.results)}, {packs.num_slots} on each of {packs.num_workers} bases",
         "Best": f"{summary.version}: {_words(summary.best.config)}",
-        "Held-out loss": f"{summary.judgement.best.loss:.4f}, evaluated anew from the registered files; "
+        "Held-out loss": f"{summary.judgement.best.loss:.4f}; "
         f"{summary.judgement.in_words()}; the bare base {summary.judgement.base.loss:.4f}",
         "Objectives": "; ".join(f"{name} ({OBJECTIVES[name].meaning})" for name in request.objectives),
         "Registered": rule(request),

@@ -26,64 +26,71 @@ from train_jobs.token_carrier import carried
 from tune_spaces.arguments import SearchRequest
 from tune_spaces.budget import Budget, ensure_a_step
 from tune_spaces.halving import rungs
-from tune_spaces.methods import REDUCTION_FACTOR, first_guess
-from tune_spaces.pack_plan import PackPlan
+from tune_spaces.methods import REDUCTION_FACTOR
 from tune_spaces.pack_worker import PackWorker
-from tune_spaces.packed_trial import Shared
+from tune_spaces.points import first_guess
 from tune_spaces.registration import judge, register_best
 from tune_spaces.report import Summary, write_report
+from tune_spaces.shared import Launch, Shared
 from tune_spaces.store import REPORT_PAGE, new_search, notes, predicted_s, searches_folder
 from tune_spaces.text import in_words
+from tune_spaces.trial_jobs import default_values
+from tune_spaces.trial_plan import TrialPlan
 from tune_spaces.tuner import MAX_FAILURES, quiet_ray, tuner
-from tune_spaces.values import Space
 from tune_spaces.watch import Outline
 from tune_spaces.winner import baseline_of, best_of
 
+RUNS = "runs"
+"""Folder of a search with the checkpoints of trials that are runs of their own."""
 FIRST_RUNG_SHARE = 16
 """The first rung is at this part of a run, where the warm-up leaves room: two halvings by four before the end."""
 
 
-def run_search(
-    request: SearchRequest, plan: TrainingPlan, space: Space, packs: PackPlan, data: Data, *, resume: str | None
-) -> AdapterVersion:
+def run_search(request: SearchRequest, trials: TrialPlan, data: Data, *, resume: str | None) -> AdapterVersion:
     """Return the registered best of the search.
 
     Raises:
         UserError: The data cannot be trained on, the cluster has too little, or no trial came far enough.
     """
+    plan, packs = trials.plan, trials.packs
     job = build_job(as_training_request(request), plan, data)
-    job = replace(job, num_threads=max(1, plan.hardware.num_cpus // packs.num_workers))
-    ensure_a_step(budget_of(request), plan, job, num_workers=packs.num_workers)
-    outline = outline_of(request, plan, job, packs, name=resume or new_search(request))
+    job = replace(job, num_threads=max(1, plan.hardware.num_cpus // (packs.num_workers * plan.num_workers)))
+    ensure_a_step(budget_of(request, plan), plan, job, num_workers=packs.num_workers)
+    is_packed = trials.alone_because is None
+    outline = outline_of(request, trials, job, name=resume or new_search(request))
     _announce(outline)
     quiet_ray()
     ray.init(ignore_reinit_error=True)
     treat_sigterm_as_ctrl_c()
     job = carried(job)
-    workers = start_workers(job, outline, use_gpu=plan.hardware.gpu is not None)
+    workers = start_workers(job, outline, use_gpu=plan.hardware.gpu is not None) if is_packed else []
     shared = Shared(
         job=job,
         rungs=outline.rungs,
-        workers=tuple(workers),
         weight_bytes=weights_bytes(plan.card, plan.precision, plan.compute_dtype),
         is_exact_match="exact_match" in request.objectives,
+        workers=tuple(workers),
+        launch=None if is_packed else launch_of(plan, outline.folder),
     )
     try:
-        return _search(request, plan, space, data, shared, outline)
+        return _search(request, trials, data, shared, outline)
     finally:
         for worker in workers:
             ray.kill(worker)
 
 
-def _search(
-    request: SearchRequest, plan: TrainingPlan, space: Space, data: Data, shared: Shared, outline: Outline
-) -> AdapterVersion:
+def launch_of(plan: TrainingPlan, folder: Path) -> Launch:
+    """Return what a trial that is a run of its own needs."""
+    return Launch(folder=folder / RUNS, num_workers=plan.num_workers, use_gpu=plan.hardware.gpu is not None)
+
+
+def _search(request: SearchRequest, trials: TrialPlan, data: Data, shared: Shared, outline: Outline) -> AdapterVersion:
     begin_s = time.monotonic()
-    guess = first_guess(space, default_values(shared))
-    grid = tuner(request, space, shared, outline, first_guess=guess).fit()
+    guess = first_guess(trials.space, default_values(shared.default))
+    grid = tuner(request, trials.space, shared, outline, first_guess=guess).fit()
     best = best_of(list(grid), request, errors=grid.errors)
-    judgement = judge(shared.workers[0], best, baseline_of(grid, guess))
-    version = register_best(request, plan, data, shared.job, best, judgement)
+    judgement = judge(shared, best, baseline_of(grid, guess))
+    version = register_best(request, trials.plan, data, shared.job, best, judgement)
     summary = Summary(
         name=outline.name,
         request=request,
@@ -98,30 +105,32 @@ def _search(
     page = outline.folder / REPORT_PAGE
     write_report(summary, page)
     _drop_checkpoints(grid)
+    shutil.rmtree(outline.folder / RUNS, ignore_errors=True)
     announce("report", f"report: {page}", path=str(page))
     return version
 
 
-def budget_of(request: SearchRequest) -> Budget:
-    """Return what the search may spend."""
-    return Budget(max_time_s=request.max_time_s, max_gpu_hours=request.max_gpu_hours)
+def budget_of(request: SearchRequest, plan: TrainingPlan) -> Budget:
+    """Return what the search may spend; hours are those of a whole trial where that has several workers."""
+    hours = None if request.max_gpu_hours is None else request.max_gpu_hours / plan.num_workers
+    return Budget(max_time_s=request.max_time_s, max_gpu_hours=hours)
 
 
-def outline_of(request: SearchRequest, plan: TrainingPlan, job: TrainJob, packs: PackPlan, *, name: str) -> Outline:
+def outline_of(request: SearchRequest, trials: TrialPlan, job: TrainJob, *, name: str) -> Outline:
     """Return what is known of the search before its first step; after a crash, with what was reported before."""
     folder = searches_folder() / name
     return Outline(
         name=name,
         folder=folder,
-        first_worker=f"{name}-{secrets.token_hex(2)}",
+        first_worker=f"{name}-{secrets.token_hex(2)}" if trials.alone_because is None else None,
         objective=request.objective,
         mode=request.mode,
-        num_trials=request.trials,
+        num_trials=trials.num_trials,
         rungs=rungs_of(request, job),
         reduction_factor=REDUCTION_FACTOR if request.scheduler == "asha" else None,
-        packs=packs,
-        budget=budget_of(request),
-        hours_of="GPU" if plan.hardware.gpu else "worker",
+        packs=trials.packs,
+        budget=budget_of(request, trials.plan),
+        hours_of="GPU" if trials.plan.hardware.gpu else "worker",
         notes=tuple(notes(folder)),
     )
 
@@ -159,7 +168,7 @@ def as_training_request(request: SearchRequest) -> Request:
         precision=request.precision,
         max_length=request.max_length,
         train_on="all",
-        num_workers=1,
+        num_workers=request.workers_per_trial,
         seed=request.seed,
         overrides=request.overrides,
     )
@@ -195,22 +204,6 @@ def rungs_of(request: SearchRequest, job: TrainJob) -> tuple[int, ...]:
             return rungs(num_steps, first=first, reduction_factor=REDUCTION_FACTOR)
         case _:
             return tuple(sorted({*range(first, num_steps, max(first, num_steps // 8)), num_steps}))
-
-
-def default_values(shared: Shared) -> dict[str, Any]:
-    """Return the plan's own choice, by field of a space."""
-    job = shared.default
-    return {
-        "r": job.spec.r,
-        "lora_alpha": job.spec.lora_alpha,
-        "lora_dropout": job.spec.lora_dropout,
-        "use_rslora": job.spec.use_rslora,
-        "targets": "all",
-        "learning_rate": job.learning_rate,
-        "weight_decay": job.weight_decay,
-        "lr_scheduler_type": job.lr_scheduler_type,
-        "seed": job.seed,
-    }
 
 
 def _drop_checkpoints(results: Sequence[Result] | ResultGrid) -> None:

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING
 from cluster.catalog import find
 from cluster.hardware import detect
 from cluster.hub import ensure_available
-from cluster.plan import TrainingPlan, plan_training
+from cluster.plan import TrainingPlan
 from cluster.registry import AdapterVersion, check_name
 from train_jobs.command_line import run_command
 from train_jobs.data import check_beginning
 from train_jobs.progress import announce
 from tune_spaces.arguments import SearchRequest, read_arguments
-from tune_spaces.pack_plan import PackPlan, plan_packs, prune
-from tune_spaces.spaces import space_of
-from tune_spaces.values import Choice, Space
+from tune_spaces.trial_plan import plan_trials
+from tune_spaces.values import BadSpace
 
 if TYPE_CHECKING:
     from train_jobs.prepare import Data
@@ -38,9 +37,17 @@ def search(request: SearchRequest, *, resume: str | None = None) -> AdapterVersi
     from tune_spaces.run import as_training_request, run_search
 
     data = read_data(as_training_request(request), plan)
-    plan = plan_of(replace(request, max_length=longest(data)))
-    space, packs = space_and_packs(request, plan)
-    return run_search(request, plan, space, packs, data, resume=resume)
+    if "exact_match" in request.objectives and not data.questions:
+        raise BadSpace(
+            f"--objective exact_match counts right answers, and no held-out dialogue of "
+            f"{request.eval_data or request.data} ends in one; use held_out_loss."
+        )
+    trials = plan_trials(replace(request, max_length=longest(data)), plan.hardware)
+    if trials.left_out:
+        announce("warning", trials.left_out)
+    if trials.alone_because:
+        announce("fallback", f"each trial is a training run of its own: {trials.alone_because}")
+    return run_search(request, trials, data, resume=resume)
 
 
 def check(request: SearchRequest) -> TrainingPlan:
@@ -51,8 +58,7 @@ def check(request: SearchRequest) -> TrainingPlan:
     """
     card = find(request.model)
     check_name(request.name)
-    plan = plan_of(request)
-    space_of(request.space, plan, request.changes)
+    plan = plan_trials(request, detect()).plan
     for path in filter(None, (request.data, request.eval_data)):
         check_beginning(path)
     ensure_available(card)
@@ -62,35 +68,6 @@ def check(request: SearchRequest) -> TrainingPlan:
 def longest(data: "Data") -> int:
     """Return the tokens of the longest sample: room for longer ones would only keep trials out of memory."""
     return max(part.longest for part in (data.train, data.held_out))
-
-
-def plan_of(request: SearchRequest) -> TrainingPlan:
-    """Return the plan of one trial by itself."""
-    return plan_training(
-        find(request.model),
-        detect(),
-        method=request.method or "lora",
-        precision=request.precision,
-        overrides=request.overrides,
-        max_length=request.max_length,
-        num_workers=1,
-    )
-
-
-def space_and_packs(request: SearchRequest, plan: TrainingPlan) -> tuple[Space, PackPlan]:
-    """Return what is tried, without what does not fit, and how many at a time.
-
-    Raises:
-        BadSpace, DoesNotFit: Nothing is left to try.
-    """
-    space, left_out = prune(space_of(request.space, plan, request.changes), plan, num_workers=request.num_workers)
-    if left_out:
-        announce("warning", left_out)
-    ranks = space.get("r")
-    assert plan.lora is not None
-    max_r = max(int(r) for r in ranks.values) if isinstance(ranks, Choice) else plan.lora.r
-    packs = plan_packs(plan, max_r=max(max_r, plan.lora.r), num_trials=request.trials, num_workers=request.num_workers)
-    return space, packs
 
 
 def start(argv: Sequence[str]) -> AdapterVersion:

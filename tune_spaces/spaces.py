@@ -10,37 +10,52 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "c_attn", "qkv_proj")
 TARGETS = {"attention": "attention's linears alone", "all": "all linears of the plan"}
 
 
+LORA_FIELDS = frozenset({"r", "lora_alpha", "lora_dropout", "targets", "use_rslora"})
+"""Fields of adapters; full fine-tuning has none of them."""
+RANKS = (4, 8, 16, 32, 64)
+ALPHAS = (8, 16, 32, 64, 128)
+
+
 def quick(plan: TrainingPlan) -> Space:
     """Return the learning rate alone, a factor of ten around the plan's."""
     return {"learning_rate": _around(plan.learning_rate, factor=10)}
 
 
 def standard(plan: TrainingPlan) -> Space:
-    """Return rank 4 to 64, alpha, and the learning rate within a factor of ten of the plan's."""
+    """Return rank 4 to 64, alpha, and the learning rate within a factor of ten of the plan's.
+
+    The plan's own rank and alpha are in it, whatever they are.
+    """
+    if plan.lora is None:
+        return quick(plan)
     return {
-        "r": Choice(values=(4, 8, 16, 32, 64)),
-        "lora_alpha": Choice(values=(8, 16, 32, 64, 128)),
+        "r": Choice(values=tuple(sorted({*RANKS, plan.lora.r}))),
+        "lora_alpha": Choice(values=tuple(sorted({*ALPHAS, plan.lora.lora_alpha}))),
         "learning_rate": _around(plan.learning_rate, factor=10),
     }
 
 
 def wide(plan: TrainingPlan) -> Space:
     """Return `standard` with targets, dropout, weight decay and the schedule, and a wider learning rate."""
-    return {
+    space = {
         **standard(plan),
         "learning_rate": _around(plan.learning_rate, factor=30),
-        "targets": Choice(values=tuple(TARGETS)),
-        "lora_dropout": Choice(values=(0.0, 0.05, 0.1)),
         "weight_decay": Choice(values=(0.0, 0.01, 0.1)),
         "lr_scheduler_type": Choice(values=("linear", "cosine", "constant_with_warmup")),
     }
+    if plan.lora is not None:
+        if 0 < sum(target in ATTENTION for target in plan.lora.target_modules) < len(plan.lora.target_modules):
+            space["targets"] = Choice(values=tuple(TARGETS))
+        space["lora_dropout"] = Choice(values=tuple(sorted({0.0, 0.05, 0.1, plan.lora.lora_dropout})))
+    return space
 
 
 SPACES: Mapping[str, Callable[[TrainingPlan], Space]] = {"quick": quick, "standard": standard, "wide": wide}
 
 
 def _around(value: float, *, factor: float) -> Range:
-    return Range(low=value / factor, high=value * factor)
+    low, high = BOUNDS["learning_rate"]
+    return Range(low=max(low, value / factor), high=min(high, value * factor))
 
 
 BOUNDS: Mapping[str, tuple[float, float]] = {
@@ -71,6 +86,8 @@ def space_of(name: str, plan: TrainingPlan, changes: Mapping[str, Values]) -> Sp
     space = {**SPACES[name](plan), **changes}
     for field, values in space.items():
         _check(field, values)
+        if plan.lora is None and field in LORA_FIELDS:
+            raise BadSpace(f"Full fine-tuning has no {field}; leave it out of the space.")
     if not any(isinstance(values, Range) or len(values.values) > 1 for values in space.values()):
         raise BadSpace("Every field has one value, so there is nothing to search; give one several, as in r=8,16.")
     return space

@@ -5,11 +5,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cluster.memory import num_lora_parameters
+from cluster.model_card import ModelCard
 from cluster.plan import TrainingPlan
+from tune_spaces.objectives import latency_ratio
 from tune_spaces.spaces import ATTENTION
 
 if TYPE_CHECKING:  # it imports torch
     from train_jobs.job import AdapterJob
+
+ADAPTER_FOLDER = "adapter"
+"""Of a trial's checkpoint."""
 
 SPEC_FIELDS = ("r", "lora_alpha", "lora_dropout", "use_rslora")
 RUN_FIELDS = ("learning_rate", "weight_decay", "lr_scheduler_type", "seed")
@@ -32,3 +37,27 @@ def adapter_bytes(plan: TrainingPlan, *, r: int) -> int:
     """Return what one trial adds to the base: fp32 value, gradient and two Adam moments of each adapter weight."""
     assert plan.lora is not None
     return 16 * num_lora_parameters(plan.card, r=r, target_modules=plan.lora.target_modules)
+
+
+def size_metrics(card: ModelCard, job: "AdapterJob", *, weight_bytes: int) -> dict[str, Any]:
+    """Return what a trial reports of its adapter without training it, on a base of `weight_bytes`."""
+    num_bytes = 4 * num_lora_parameters(card, r=job.spec.r, target_modules=job.spec.target_modules)
+    return {
+        "adapter_bytes": num_bytes,
+        "latency_ratio": latency_ratio(weight_bytes=weight_bytes, adapter_bytes=num_bytes),
+    }
+
+
+def default_values(job: "AdapterJob") -> dict[str, Any]:
+    """Return the plan's own choice, by field of a space."""
+    return {
+        "r": job.spec.r,
+        "lora_alpha": job.spec.lora_alpha,
+        "lora_dropout": job.spec.lora_dropout,
+        "use_rslora": job.spec.use_rslora,
+        "targets": "all",
+        "learning_rate": job.learning_rate,
+        "weight_decay": job.weight_decay,
+        "lr_scheduler_type": job.lr_scheduler_type,
+        "seed": job.seed,
+    }

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +10,10 @@ from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, Tuner
 
 from tune_spaces.arguments import SearchRequest
+from tune_spaces.launched_trial import LaunchedTrial
 from tune_spaces.methods import scheduler, searcher
-from tune_spaces.packed_trial import PackedTrial, Shared
+from tune_spaces.packed_trial import PackedTrial
+from tune_spaces.shared import Shared
 from tune_spaces.values import Space, to_ray
 from tune_spaces.watch import Outline, Recall, Watch
 
@@ -41,6 +44,7 @@ def tuner(
     first_guess: Mapping[str, Any],
 ) -> Tuner:
     """Return Ray's tuner for the search; where Ray has the state of a search that was cut short, it goes on there."""
+    random.seed(request.seed)  # which population-based training draws from
     trial_scheduler = scheduler(
         request.scheduler,  # type: ignore[arg-type] # argparse checked it
         space,
@@ -49,18 +53,19 @@ def tuner(
     )
     # What population-based training decided it has written into the trials themselves.
     recalled = () if request.scheduler == "pbt" else outline.reports
-    # A trial only waits for its worker; a whole CPU each would leave none for the base.
-    trainable = tune.with_resources(tune.with_parameters(PackedTrial, shared=shared), {"CPU": 0.001})
-    is_grid = request.searcher == "grid"
+    # A trial only waits for its worker or its run; a whole CPU each would leave none for those.
+    kind = PackedTrial if shared.launch is None else LaunchedTrial
+    trainable = tune.with_resources(tune.with_parameters(kind, shared=shared), {"CPU": 0.001})
     new = Tuner(
         trainable,
-        param_space=to_ray(space, is_grid=is_grid),
+        param_space=to_ray(space),
         tune_config=tune.TuneConfig(
             metric=request.objective,
             mode=request.mode,
-            num_samples=1 if is_grid else request.trials,
+            num_samples=outline.num_trials,
             search_alg=searcher(
                 request.searcher,  # type: ignore[arg-type] # argparse checked it
+                space,
                 first_guess=first_guess,
                 max_concurrent=outline.packs.num_trials,
                 seed=request.seed,

@@ -66,21 +66,15 @@ def _value(word: str) -> Value:
     return word
 
 
-def to_ray(space: Space, *, is_grid: bool = False) -> dict[str, Any]:
-    """Return `space` in Ray Tune's terms; a grid tries every value of every choice.
-
-    Raises:
-        BadSpace: A grid over a range, which has no end.
-    """
+def to_ray(space: Space) -> dict[str, Any]:
+    """Return `space` in Ray Tune's terms."""
     from ray import tune
 
     domains: dict[str, Any] = {}
     for field, values in space.items():
         match values:
             case Choice():
-                domains[field] = (tune.grid_search if is_grid else tune.choice)(list(values.values))
-            case Range() if is_grid:
-                raise BadSpace(f"a grid cannot go over the range of {field}; give values, as in {field}=1e-4,1e-3.")
+                domains[field] = tune.choice(list(values.values))
             case Range(scale="log"):
                 domains[field] = tune.loguniform(values.low, values.high)
             case Range():

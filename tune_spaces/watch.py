@@ -37,8 +37,8 @@ class Outline:
     budget: Budget
     hours_of: str
     """What spends hours: "GPU", or "worker" on a machine without one."""
-    first_worker: str
-    """Ray's name for the worker whose steps are measured."""
+    first_worker: str | None
+    """Ray's name for the worker whose steps are measured; None where each trial is a run of its own."""
     notes: tuple[dict[str, Any], ...]
     """What was noted before a crash, the oldest first."""
 
@@ -85,7 +85,7 @@ class Watch(tune.Callback):  # type: ignore[misc] # Ray's hook
         Raises:
             BudgetTooSmall: The budget ends before the first trials can be compared.
         """
-        if self._predicted_s is not None:
+        if self._predicted_s is not None or self._outline.first_worker is None:
             return
         if self._measured is None:
             self._measured = ray.get_actor(self._outline.first_worker).measured_step_s.remote()
@@ -104,6 +104,8 @@ class Watch(tune.Callback):  # type: ignore[misc] # Ray's hook
         """Announce one report."""
         outline = self._outline
         value = result[outline.objective]
+        if outline.first_worker is None and self._predicted_s is None and result.get("losses"):
+            self._predict(result["train_s"] / len(result["losses"]))
         self._tell(
             "trial",
             f"{trial.trial_id} step {result['step']}/{outline.num_steps}  {outline.objective} {value:.4f}  "

@@ -10,8 +10,8 @@ from cluster.errors import UserError
 from tune_spaces.arguments import SearchRequest
 from tune_spaces.control import has_values
 from tune_spaces.objectives import badness, chosen
-from tune_spaces.packed_trial import ADAPTER_FOLDER
 from tune_spaces.trial import DIVERGED_LOSS
+from tune_spaces.trial_jobs import ADAPTER_FOLDER
 
 
 class NothingFound(UserError, RuntimeError):

@@ -1,0 +1,135 @@
+"""The plan of one trial: beside others on one base where that can be, else as a run of its own, and why."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from cluster.catalog import find
+from cluster.hardware import Hardware
+from cluster.memory import GIB, DoesNotFit
+from cluster.plan import TrainingPlan, plan_training
+from cluster.traps import ImpossibleCombination
+from tune_spaces.arguments import SearchRequest
+from tune_spaces.pack_plan import PackPlan, plan_packs, prune_packed, without_ranks
+from tune_spaces.points import check_methods, num_points
+from tune_spaces.spaces import space_of
+from tune_spaces.values import Choice, Space
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialPlan:
+    """How trials are trained, and how many at a time."""
+
+    plan: TrainingPlan
+    """Of one trial by itself."""
+    alone_because: str | None
+    """Why each trial is a run of its own; None where trials share a base."""
+    space: Space
+    """Without what does not fit."""
+    left_out: str | None
+    """What does not, in words."""
+    num_trials: int
+    packs: PackPlan
+    """Trials that are runs of their own are packs of one, each with all of its workers."""
+
+
+def plan_trials(request: SearchRequest, hardware: Hardware) -> TrialPlan:
+    """Return the plan of the search that `request` asks for on `hardware`.
+
+    Raises:
+        BadSpace, DoesNotFit, ImpossibleCombination, BadOverride: Nothing is left to try, or it cannot be done.
+    """
+    plan, alone_because = _plan(request, hardware)
+    asked = space_of(request.space, plan, request.changes)
+    check_methods(asked, searcher=request.searcher, scheduler=request.scheduler)
+    if alone_because is None:
+        space, left_out = prune_packed(asked, plan, num_workers=request.num_workers)
+    else:
+        _check_launched(request)
+        space, left_out = without_ranks(asked, partial(_fits_alone, request, hardware, plan.num_workers))
+    count = num_points(space, searcher=request.searcher, trials=request.trials)
+    pack = plan_packs if alone_because is None else _runs
+    packs = pack(plan, max_r=_max_r(space, plan), num_trials=count, num_workers=request.num_workers)
+    return TrialPlan(
+        plan=plan,
+        alone_because=alone_because,
+        space=space,
+        left_out=left_out,
+        num_trials=count,
+        packs=packs,
+    )
+
+
+def _plan(request: SearchRequest, hardware: Hardware) -> tuple[TrainingPlan, str | None]:
+    plan = _planner(request, hardware)
+    if (request.workers_per_trial or 1) > 1:
+        return plan(request.workers_per_trial, None), f"--workers-per-trial {request.workers_per_trial}"
+    try:
+        one = plan(1, None)
+    except DoesNotFit:
+        if hardware.num_gpus < 2 or request.workers_per_trial:
+            raise
+        one = None
+    if one is None or (one.strategy == "deepspeed" and hardware.num_gpus > 1 and not request.workers_per_trial):
+        several = plan(None, None)
+        return several, f"a trial needs {several.num_workers} GPUs ({several.strategy}, stage {several.zero_stage})"
+    if one.method == "full":
+        return one, "full fine-tuning changes the base itself"
+    return one, f"the strategy is {one.strategy}" if one.strategy != "ddp" else None
+
+
+def _planner(request: SearchRequest, hardware: Hardware) -> Callable[[int | None, int | None], TrainingPlan]:
+    def plan(num_workers: int | None, r: int | None) -> TrainingPlan:
+        return plan_training(
+            find(request.model),
+            hardware,
+            method=request.method or "lora",
+            precision=request.precision,
+            overrides=request.overrides if r is None else {**request.overrides, "r": r},
+            max_length=request.max_length,
+            num_workers=num_workers,
+        )
+
+    return plan
+
+
+def _fits_alone(request: SearchRequest, hardware: Hardware, num_workers: int, r: int) -> bool:
+    try:
+        _planner(request, hardware)(num_workers, r)
+    except DoesNotFit:
+        return False
+    return True
+
+
+def _max_r(space: Space, plan: TrainingPlan) -> int:
+    ranks = space.get("r")
+    own = plan.lora.r if plan.lora else 0
+    return max([own, *(int(r) for r in ranks.values)]) if isinstance(ranks, Choice) else own
+
+
+def _check_launched(request: SearchRequest) -> None:
+    if request.scheduler == "pbt":
+        raise ImpossibleCombination(
+            "--scheduler pbt copies weights between trials on one base, and here each trial is a run of its own; "
+            "use asha, median or fifo."
+        )
+
+
+def _runs(plan: TrainingPlan, *, max_r: int, num_trials: int, num_workers: int | None) -> PackPlan:
+    hardware = plan.hardware
+    there = hardware.num_gpus if hardware.gpu else hardware.num_cpus
+    if plan.num_workers > there:
+        kind = "GPUs" if hardware.gpu else "cores"
+        raise ImpossibleCombination(
+            f"A trial has {plan.num_workers} workers; there are {there} {kind}. Give --workers-per-trial {there}."
+        )
+    fit = there // plan.num_workers
+    if not hardware.gpu:  # all trials share one RAM
+        fit = min(fit, max(1, plan.memory.available_bytes // plan.memory.total_bytes))
+    at_a_time = min(num_workers or fit, num_trials)
+    if at_a_time > fit:
+        raise DoesNotFit(
+            f"{at_a_time} trials at a time of {plan.num_workers} workers and {plan.memory.total_bytes / GIB:.1f} GiB "
+            f"each do not fit; at most --num-workers {fit}."
+        )
+    return PackPlan(num_slots=1, num_workers=at_a_time, max_r=max_r, memory_bytes=plan.memory.total_bytes)
