@@ -28,7 +28,7 @@ from train_jobs.run_store import new_run
 
 NUM_STEPS = 5
 NUM_WORKERS = 2
-SAMPLE_S = 0.5
+SAMPLE_S = 1.0
 WORDS = ("the", "a", "cat", "smith", "sword", "fire", "iron", "sells", "makes", "asks", "when", "blue", "鍛冶屋", "火")
 
 
@@ -135,6 +135,7 @@ def run(home: Path, num_samples: int) -> dict[str, float]:
     )
     ray.init(num_cpus=NUM_WORKERS, include_dashboard=False, log_to_driver=False, object_store_memory=256 * MIB)
     store = new_run("streaming", None)
+    store.write_record(b"{}")  # by which workers see that it is the same place for them
     with watched() as peaks, kept_until_registered(store):
         begin_s = time.perf_counter()
         tokens = read_data(request, plan)
