@@ -6,6 +6,7 @@ import pickle
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import pytest
 from tiny_models import byte_tokenizer, tiny_llama_folder
 
@@ -13,7 +14,7 @@ from cluster.catalog import find
 from cluster.model_card import ModelCard
 from train_jobs import token_block, token_cache
 from train_jobs.data import read_data_file, source_sha256
-from train_jobs.records import DataError
+from train_jobs.records import DataError, source_bytes
 from train_jobs.token_block import TokenRule
 from train_jobs.token_cache import prune, store_key, token_store, tokens_folder
 from train_jobs.token_store import FACTS_FILE, TokenStore, lengths_of, trained_counts_of
@@ -85,6 +86,16 @@ def test_a_text_gives_several_samples_of_one_example(card: ModelCard, tmp_path: 
     path.write_text("".join(json.dumps({"text": "a" * n}) + "\n" for n in (100, 3)))
     store = store_of(str(path), card)
     assert store.examples.tolist() == [0, 0, 0, 1]  # 101 tokens in 45, 45 and 11, then 4
+
+
+def test_a_data_set_of_the_hub_becomes_a_store_too(
+    card: ModelCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(written(tmp_path, 20))
+    rows = datasets.Dataset.from_list([json.loads(line) for line in path.read_text().splitlines()])
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: {("org/chats", "train"): rows}[name, split])
+    assert tuple(store_of("hf:org/chats", card)) == tuple(store_of(str(path), card))
+    assert 1000 < source_bytes("hf:org/chats") < 10_000  # 20 dialogues of two short turns, as Arrow holds them
 
 
 def test_the_same_data_is_tokenized_once_and_other_data_anew(card: ModelCard, tmp_path: Path) -> None:
