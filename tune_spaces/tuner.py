@@ -53,9 +53,9 @@ def tuner(
     )
     # What population-based training decided it has written into the trials themselves.
     recalled = () if request.scheduler == "pbt" else outline.reports
-    # A trial only waits for its worker or its run; a whole CPU each would leave none for those.
-    kind = PackedTrial if shared.launch is None else LaunchedTrial
-    trainable = tune.with_resources(tune.with_parameters(kind, shared=shared), {"CPU": 0.001})
+    # A trial only waits, for its worker or its run: a CPU, or a part of one, might be missing there.
+    kind, resources = (PackedTrial, {"CPU": 0.001}) if shared.launch is None else (LaunchedTrial, {"memory": 1})
+    trainable = tune.with_resources(tune.with_parameters(kind, shared=shared), resources)
     new = Tuner(
         trainable,
         param_space=to_ray(space),
