@@ -1,6 +1,7 @@
 """Trials that are Ray Train runs of their own, two workers each: from rung to rung they equal a run in one go."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,17 @@ from tiny_models import tiny_llama_folder
 
 from cluster.catalog import find
 from cluster.model_card import ModelCard
+from tune_spaces.arguments import SearchRequest, read_arguments
+from tune_spaces.budget import Budget
 from tune_spaces.launched_trial import LaunchedTrial, read_outcome
+from tune_spaces.pack_plan import PackPlan
+from tune_spaces.registration import judge
 from tune_spaces.shared import Launch, Shared
 from tune_spaces.trial import DIVERGED_LOSS
+from tune_spaces.tuner import quiet_ray, tuner
+from tune_spaces.values import Choice
+from tune_spaces.watch import Outline
+from tune_spaces.winner import adapter_files, baseline_of, best_of
 
 pytestmark = pytest.mark.cluster
 
@@ -68,3 +77,35 @@ def test_a_trial_that_diverges_says_so_and_is_over(card: ModelCard, tmp_path: Pa
     (tmp_path / "kept").mkdir()
     trial.save_checkpoint(str(tmp_path / "kept"))
     assert not list((tmp_path / "kept").iterdir()), "there is nothing to keep"
+
+
+def test_ray_tune_leaves_every_core_to_the_workers_of_a_trial(card: ModelCard, tmp_path: Path) -> None:
+    request = read_arguments(["--model", "m", "--data", "d", "--name", "n", "--trials", "1", "--scheduler", "fifo"])
+    assert isinstance(request, SearchRequest)
+    folder = tmp_path / "search"
+    folder.mkdir()
+    outline = Outline(
+        name=folder.name,
+        folder=folder,
+        objective="held_out_loss",
+        mode="min",
+        num_trials=1,
+        rungs=(4,),
+        reduction_factor=None,
+        packs=PackPlan(num_slots=1, num_workers=1, max_r=8, memory_bytes=0),
+        budget=Budget(max_time_s=None, max_gpu_hours=None),
+        hours_of="worker",
+        first_worker=None,
+        notes=(),
+    )
+    shared = replace(shared_of(card, tmp_path / "runs"), rungs=(4,))
+    quiet_ray()
+    guess = {"learning_rate": 1e-3}
+    grid = tuner(request, {"learning_rate": Choice(values=(1e-3, 1e-2))}, shared, outline, first_guess=guess).fit()
+    assert not grid.errors
+    best = best_of(list(grid), request)
+    assert (best.config, best.metrics["step"]) == (guess, 4)
+    judgement = judge(shared, best, baseline_of(grid, guess))
+    assert judgement.best.loss == judgement.baseline_loss == best.metrics["held_out_loss"]
+    assert judgement.base.loss != judgement.best.loss
+    assert "adapter_model.safetensors" in adapter_files(best)

@@ -137,12 +137,14 @@ def outline_of(request: SearchRequest, trials: TrialPlan, job: TrainJob, *, name
 
 def _announce(outline: Outline) -> None:
     packs = outline.packs
+    shared = f"{packs.num_slots} on each of {packs.num_workers} bases"
+    places = shared if outline.first_worker else f"{packs.num_workers} at a time"
     budget = f", at most {outline.budget}" if str(outline.budget) else ""
     begun = f" It goes on after {in_words(outline.spent_before_s)}." if outline.reports else ""
     announce(
         "search",
-        f"search {outline.name}: {outline.num_trials} trials of {outline.num_steps} steps{budget}, {packs.num_slots} "
-        f"on each of {packs.num_workers} bases.{begun} After a crash go on with --resume {outline.name}",
+        f"search {outline.name}: {outline.num_trials} trials of {outline.num_steps} steps{budget}, {places}."
+        f"{begun} After a crash go on with --resume {outline.name}",
         search=outline.name,
         objective=outline.objective,
         mode=outline.mode,
