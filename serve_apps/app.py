@@ -14,6 +14,7 @@ from cluster.hardware import Hardware, declared, detect
 from cluster.hub import ensure_available
 from cluster.plan import ServingPlan, plan_serving
 from serve_apps.args import ModelArgs, ServeArgs
+from serve_apps.door import Address
 from serve_apps.facts import ModelFacts, facts_of
 from serve_apps.http_app import make_app
 from serve_apps.ingress import ENDPOINTS, Ingress
@@ -41,7 +42,8 @@ def build(args: ServeArgs) -> Application:
     wishes = [ModelArgs(model=model) if isinstance(model, str) else model for model in args.models]
     plans = [(plan_of(wish, hardware_of(wish, args)), wish) for wish in wishes]
     configs = [llm_config_of(plan, wish) for plan, wish in plans]
-    return application(configs, {plan.card.name: facts_of(plan, wish) for plan, wish in plans})
+    facts = {plan.card.name: facts_of(plan, wish) for plan, wish in plans}
+    return application(configs, facts, Address(host=args.host, port=args.port) if args.port else None)
 
 
 def hardware_of(wish: ModelArgs, args: ServeArgs) -> Hardware:
@@ -59,14 +61,17 @@ def plan_of(wish: ModelArgs, hardware: Hardware) -> ServingPlan:
     return plan
 
 
-def application(configs: list[LLMConfig], facts: dict[str, ModelFacts]) -> Application:
-    """Return the ingress over one deployment per config; `facts` by model name."""
+def application(
+    configs: list[LLMConfig], facts: dict[str, ModelFacts], address: Address | None = None
+) -> Application:
+    """Return the ingress over one deployment per config; `facts` by model name, `address` where it listens itself."""
     by_name = {config.model_id: config for config in configs}
     if len(by_name) < len(configs):
         names = [config.model_id for config in configs]
         raise DuplicateModels(f"Asked for twice: {', '.join(sorted({n for n in names if names.count(n) > 1}))}.")
     app = make_app()
     app.state.facts = facts
+    app.state.address = address
     return serve.deployment(make_fastapi_ingress(Ingress, endpoint_map=ENDPOINTS, app=app), **_options()).bind(
         llm_deployments={name: build_llm_deployment(config) for name, config in by_name.items()},
         facts=facts,

@@ -82,3 +82,6 @@ class ServeArgs(BaseModel):
     """Accelerator of the nodes that will serve, as Ray names it; by default what the machine that builds has."""
     num_gpus: int = Field(default=1, gt=0)
     """GPUs per node, where `gpu` is given."""
+    host: str = "127.0.0.1"
+    port: int | None = Field(default=None, gt=0, lt=65536)
+    """Where the ingress listens by itself, on the head; without a port, Serve's proxy is the only way in."""

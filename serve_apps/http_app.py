@@ -15,6 +15,7 @@ from serve_apps import adapter_routes
 from serve_apps.audit import audit
 from serve_apps.call import CallMiddleware, call_of
 from serve_apps.gate import Gate
+from serve_apps.listener import listening
 from serve_apps.metrics import count
 from serve_apps.refusals import Refusal
 from serve_apps.responses import error_body
@@ -55,7 +56,15 @@ def make_app() -> FastAPI:
     Ray's own adds a middleware that copies every chunk of a stream through a queue, CORS for all origins, and errors
     in another shape than OpenAI's.
     """
-    app = FastAPI(title="Kajiya", docs_url=None, redoc_url=None, responses=ERRORS, dependencies=[Depends(KEY)])
+    app = FastAPI(
+        title="Kajiya",
+        docs_url=None,
+        redoc_url=None,
+        responses=ERRORS,
+        dependencies=[Depends(KEY)],
+        lifespan=listening,
+    )
+    app.state.address = None
     app.state.version_counts = VersionCounts()
     app.add_middleware(Gate, refuse=refusal_response)
     # The last that is added is the first that is passed.

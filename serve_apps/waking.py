@@ -46,11 +46,28 @@ class PatientHandle:
         Raises:
             Refusal: 429 when too many wait already; 503 when no replica had room in time, or the model cannot start.
         """
+        response = await self._ask(*args)
+        is_over = False
+        try:
+            async for item in response:
+                yield item
+            is_over = True
+        except RayActorError:
+            raise replica_lost() from None
+        finally:
+            if not is_over:  # Serve does it only for what came through its proxy
+                response.cancel()
+
+    async def _ask(self, *args: Any) -> Any:
+        """Return the response once a replica has the request."""
         try:
             response = self.handle.remote(*args)
             async with asyncio.timeout(self.facts.wake_timeout_s):
                 # The wait alone, without the first token: an answer that takes long to begin is not cut off.
                 await response._fetch_future_result_async()
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
         except TimeoutError:
             model = self.facts.name
             states = await model_states({model: self.handle}, {model: self.facts})
@@ -61,11 +78,7 @@ class PatientHandle:
             raise _failed(self.facts.name) from None
         except RayActorError:
             raise replica_lost() from None
-        try:
-            async for item in response:
-                yield item
-        except RayActorError:
-            raise replica_lost() from None
+        return response
 
 
 def replica_lost() -> Refusal:
