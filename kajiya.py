@@ -103,26 +103,29 @@ def up(
     chosen = check_precision(precision)
     check_replicas("up", min_replicas, max_replicas)
     check_host(host)
-    url = os.environ.get("RAY_API_SERVER_ADDRESS")
+    joined = os.environ.get("RAY_API_SERVER_ADDRESS")
     ray = local_ray.running_ray()
     for name in wanted:
         card = find(name)
-        if gpu or not url:
+        if gpu or not joined:
             plan_serving(card, _hardware(gpu, num_gpus), precision=chosen, engine=engine)
         ensure_available(card)
-    if not url and ray is None:
+    if not joined and ray is None:
         local_ray.ensure_port_free(port, "the HTTP endpoint", "--port")
         with out.status("Starting Ray"):
             ray = local_ray.start_ray(dashboard_port=dashboard_port)
     local_ray.use_token()
-    url = url or (ray.dashboard_url if ray else "")
+    url = joined or (ray.dashboard_url if ray else "")
     from serve_apps.deploy import deploy, served_models
 
     running = [m if isinstance(m, dict) else {"model": m} for m in served_models(url)]
     kept = [ModelArgs.model_validate(m) for m in running if m["model"] not in wanted]
     wishes = {"precision": chosen, "engine": engine, "gpu": gpu, "num_gpus": num_gpus if gpu else None}
     wishes |= {"min_replicas": min_replicas, "max_replicas": max_replicas}
-    args = ServeArgs(models=[*kept, *(ModelArgs.model_validate({"model": name, **wishes}) for name in wanted)])
+    # On a cluster of others, applications share Serve's proxy; on ours, the ingress is the only door.
+    door = {} if joined else {"host": host, "port": port}
+    models = [*kept, *(ModelArgs.model_validate({"model": name, **wishes}) for name in wanted)]
+    args = ServeArgs.model_validate({"models": models, **door})
     with out.status("Loading models") as status:
         on_status = lambda s: status.update(f"Models: {s}")  # noqa: E731
         deploy(url, args, host=host, port=port, timeout_s=timeout_s, on_status=on_status)

@@ -33,6 +33,8 @@ class Bench:
     key: str
     kajiya_url: str = ""
     """Empty until our application runs."""
+    serve_url: str = ""
+    """Of Serve's proxy, through which the peer on Ray Serve is reached."""
 
     @cached_property
     def model_folder(self) -> Path:

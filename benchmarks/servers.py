@@ -53,14 +53,16 @@ def serve_instance() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_kajiya(model: str) -> None:
-    """Run our application in the Ray Serve there is, at its root."""
+def run_kajiya(model: str) -> str:
+    """Run our application in the Ray Serve there is, and return its address, which is its own as under `kajiya up`."""
     from ray import serve
 
     from serve_apps.app import build
     from serve_apps.args import ServeArgs
 
-    serve.run(build(ServeArgs(models=[model])), name="kajiya", route_prefix="/")
+    port = free_port()
+    serve.run(build(ServeArgs(models=[model], port=port)), name="kajiya", route_prefix="/")
+    return f"http://127.0.0.1:{port}"
 
 
 def run_ray_serve_llm(model: str, folder: Path, *, prefix: str = PEER_PREFIX) -> None:

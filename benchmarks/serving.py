@@ -60,8 +60,8 @@ def measure(run: Bench, wanted: list[str], console: Console) -> dict[str, Result
     with serve_instance() if together else nullcontext("") as url:
         if together:
             assert run.adapters  # written before anything is timed
-            run_kajiya(MODEL)
-            run.kajiya_url = url
+            run.kajiya_url = run_kajiya(MODEL)
+            run.serve_url = url
         for name in together:
             results[name] = ON_ONE_APPLICATION[name](run)
             print_result(name, results[name], console)

@@ -43,7 +43,7 @@ def start_once(name: str, model_folder: str, key: str) -> float:
     with serve_instance() as url:
         begin = time.perf_counter()
         if name == OURS:
-            run_kajiya(MODEL)
+            url = run_kajiya(MODEL)
         else:
             run_ray_serve_llm(MODEL, Path(model_folder), prefix="/")
         target = Target(url=url, models=(MODEL,), headers={"Authorization": f"Bearer {key}"})

@@ -51,7 +51,7 @@ def _peers(bench: Bench) -> Iterator[dict[str, Target]]:
             max_batch_tokens=bench.plan.max_batch_tokens,
         ) as url:
             yield {
-                RAY_SERVE_LLM: Target(url=bench.kajiya_url + PEER_PREFIX, models=(MODEL,)),
+                RAY_SERVE_LLM: Target(url=bench.serve_url + PEER_PREFIX, models=(MODEL,)),
                 TRANSFORMERS: Target(url=url, models=(str(bench.model_folder),)),
             }
     finally:

@@ -61,9 +61,7 @@ def plan_of(wish: ModelArgs, hardware: Hardware) -> ServingPlan:
     return plan
 
 
-def application(
-    configs: list[LLMConfig], facts: dict[str, ModelFacts], address: Address | None = None
-) -> Application:
+def application(configs: list[LLMConfig], facts: dict[str, ModelFacts], address: Address | None = None) -> Application:
     """Return the ingress over one deployment per config; `facts` by model name, `address` where it listens itself."""
     by_name = {config.model_id: config for config in configs}
     if len(by_name) < len(configs):

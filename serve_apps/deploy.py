@@ -27,7 +27,10 @@ def deploy(
     on_status: Callable[[str], None],
     host: str = "127.0.0.1",
 ) -> None:
-    """Deploy `args` and return once the application answers at `host`, where Serve does not listen elsewhere already.
+    """Deploy `args` and return once the application answers.
+
+    At `host` and `port`, through Serve's proxy and where Serve does not listen elsewhere already; where `args` have a
+    port of their own, the ingress listens there, and there is no proxy.
 
     Raises:
         DeployFailed: Serve gave up, or `timeout_s` passed.
@@ -42,7 +45,7 @@ def deploy(
     client.deploy_applications(
         {
             "http_options": {"host": host, "port": port},
-            "proxy_location": "HeadOnly",
+            "proxy_location": "Disabled" if args.port else "HeadOnly",
             "applications": [*_others(client), app],
         }
     )

@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -74,13 +75,15 @@ def listening_socket(address: Address) -> socket.socket:
     Raises:
         CannotListen: The address is taken or not this machine's.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    # Detached: it has to outlive the ingress that made it.
-    door = (
-        ray.remote(Door)
-        .options(name=DOOR, namespace=DOOR, lifetime="detached", get_if_exists=True, num_cpus=0, scheduling_strategy=here)
-        .remote()
-    )
+    options: dict[str, Any] = {
+        "name": DOOR,
+        "namespace": DOOR,
+        "get_if_exists": True,
+        "lifetime": "detached",  # it has to outlive the ingress that made it
+        "num_cpus": 0,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False),
+    }
+    door = ray.remote(Door).options(**options).remote()
     name = ray.get(door.open.remote(address), timeout=TIMEOUT_S)
     with socket.socket(socket.AF_UNIX) as asking:
         asking.settimeout(TIMEOUT_S)

@@ -17,6 +17,7 @@ from cluster.models.bank import AdapterBank
 from serve_apps import attention
 from serve_apps.logprobs import TokenLogprobs
 from serve_apps.prefixes import Prefixes
+from serve_apps.priority import step_back
 from serve_apps.sampling import ROUTE, BatchSampler, Route, Sampling
 
 PAGE_SIZE = 32
@@ -93,6 +94,8 @@ class _Manager(ContinuousBatchingManager):  # type: ignore[misc] # transformers 
 
     def _generation_loop_body(self, batch_processor: ContinuousBatchProcessor, bootstrapping: bool) -> bool:  # noqa: FBT001
         assert self.prefixes is not None
+        if bootstrapping and self.model.device.type == "cpu":
+            step_back()
         # transformers forgets idle blocks only when nothing at all can go on. A pass takes no more than this.
         config = self.continuous_batching_config
         self.prefixes.make_room(config.max_batch_tokens // PAGE_SIZE + config.max_requests_per_batch)

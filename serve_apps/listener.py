@@ -7,6 +7,7 @@ share of a first token is larger than that of ingress, keys and routing together
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import ray.serve.context
 import uvicorn
@@ -16,6 +17,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_apps.door import Address, listening_socket
+from serve_apps.waking import UNDER_WAY
 
 KEEP_ALIVE_S = 90
 """Of idle connections; Serve's own, longer than clients keep theirs (httpx: 5 s), so that the client closes first."""
@@ -62,6 +64,8 @@ class DirectRequests:
             await self._app(scope, receive, send)
             return
         _name(scope)
+        under_way: list[Any] = []
+        UNDER_WAY.set(under_way)
         is_answered = False
         messages: asyncio.Queue[Message] = asyncio.Queue(MESSAGES_AHEAD)
 
@@ -78,11 +82,13 @@ class DirectRequests:
                     return
 
         reading = asyncio.create_task(read_until_left())
-        answering = asyncio.create_task(self._app(scope, messages.get, send_and_note))  # type: ignore[arg-type]
+        answering = asyncio.ensure_future(self._app(scope, messages.get, send_and_note))
         try:
             await asyncio.wait((reading, answering), return_when=asyncio.FIRST_COMPLETED)
             if not answering.done() and not is_answered:
                 answering.cancel()
+                for response in under_way:
+                    response.cancel()
             await asyncio.wait((answering,))
         finally:
             reading.cancel()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -18,6 +19,8 @@ FAILED_RETRY_AFTER_S = 60
 """When to ask again for a model whose replicas do not start: somebody has to put it right first."""
 LOST_RETRY_AFTER_S = 1
 """Another replica may take the request at once."""
+UNDER_WAY: ContextVar[list[Any]] = ContextVar("UNDER_WAY")
+"""What replicas were asked for the HTTP request at hand; whoever answers HTTP cancels it when the client leaves."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,27 +50,20 @@ class PatientHandle:
             Refusal: 429 when too many wait already; 503 when no replica had room in time, or the model cannot start.
         """
         response = await self._ask(*args)
-        is_over = False
         try:
             async for item in response:
                 yield item
-            is_over = True
         except RayActorError:
             raise replica_lost() from None
-        finally:
-            if not is_over:  # Serve does it only for what came through its proxy
-                response.cancel()
 
     async def _ask(self, *args: Any) -> Any:
         """Return the response once a replica has the request."""
         try:
             response = self.handle.remote(*args)
+            UNDER_WAY.get([]).append(response)
             async with asyncio.timeout(self.facts.wake_timeout_s):
                 # The wait alone, without the first token: an answer that takes long to begin is not cut off.
                 await response._fetch_future_result_async()
-        except asyncio.CancelledError:
-            response.cancel()
-            raise
         except TimeoutError:
             model = self.facts.name
             states = await model_states({model: self.handle}, {model: self.facts})
