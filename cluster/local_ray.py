@@ -29,6 +29,8 @@ SERVE_SETTINGS = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    # What is imported stays; looking through millions of objects for garbage again and again keeps streams waiting.
+    "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",
     # The router looks at a full replica again after this long at most; with Serve's own half second, places in the
     # batch stay empty while many wait.
     "RAY_SERVE_ROUTER_RETRY_MAX_BACKOFF_S": "0.05",

@@ -11,7 +11,6 @@ from serve_apps.args import ModelArgs
 from serve_apps.log import LOGGING_CONFIG
 from serve_apps.scaling import deployment_options
 from serve_apps.server import TransformersServer
-from serve_apps.vllm_server import VllmServer
 
 
 def llm_config_of(plan: ServingPlan, wish: ModelArgs) -> LLMConfig:
@@ -31,6 +30,8 @@ def _transformers(plan: ServingPlan, wish: ModelArgs) -> LLMConfig:
 
 
 def _vllm(plan: ServingPlan, wish: ModelArgs) -> LLMConfig:
+    from serve_apps.vllm_server import VllmServer  # brings vLLM's whole engine, which nobody else waits for
+
     return LLMConfig(
         model_loading_config={"model_id": plan.card.name, "model_source": source_of(plan.card)},
         engine_kwargs=vllm_args.engine_kwargs(plan),
