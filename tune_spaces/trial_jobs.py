@@ -11,6 +11,7 @@ from tune_spaces.objectives import latency_ratio
 from tune_spaces.spaces import ATTENTION
 
 if TYPE_CHECKING:  # it imports torch
+    from cluster.models.adapter_spec import AdapterSpec
     from train_jobs.job import AdapterJob
 
 ADAPTER_FOLDER = "adapter"
@@ -22,10 +23,20 @@ RUN_FIELDS = ("learning_rate", "weight_decay", "lr_scheduler_type", "seed")
 
 def adapter_job(default: "AdapterJob", config: Mapping[str, Any]) -> "AdapterJob":
     """Return `default`, the job of the plan itself, with what `config` says."""
-    spec = replace(default.spec, **{field: config[field] for field in SPEC_FIELDS if field in config})
+    return replace(
+        default,
+        spec=_spec(default.spec, config),
+        **{field: config[field] for field in RUN_FIELDS if field in config},
+    )
+
+
+def _spec(default: "AdapterSpec | None", config: Mapping[str, Any]) -> Any:
+    if default is None:  # full fine-tuning
+        return None
+    spec = replace(default, **{field: config[field] for field in SPEC_FIELDS if field in config})
     if config.get("targets") == "attention":
         spec = replace(spec, target_modules=attention_of(spec.target_modules))
-    return replace(default, spec=spec, **{field: config[field] for field in RUN_FIELDS if field in config})
+    return spec
 
 
 def attention_of(target_modules: tuple[str, ...]) -> tuple[str, ...]:
@@ -40,8 +51,13 @@ def adapter_bytes(plan: TrainingPlan, *, r: int) -> int:
 
 
 def size_metrics(card: ModelCard, job: "AdapterJob", *, weight_bytes: int) -> dict[str, Any]:
-    """Return what a trial reports of its adapter without training it, on a base of `weight_bytes`."""
-    num_bytes = 4 * num_lora_parameters(card, r=job.spec.r, target_modules=job.spec.target_modules)
+    """Return what a trial reports of its adapter without training it, on a base of `weight_bytes`; a whole model takes
+    the place of the base.
+    """
+    spec: AdapterSpec | None = job.spec
+    if spec is None:
+        return {"adapter_bytes": 4 * card.num_parameters(), "latency_ratio": 1.0}
+    num_bytes = 4 * num_lora_parameters(card, r=spec.r, target_modules=spec.target_modules)
     return {
         "adapter_bytes": num_bytes,
         "latency_ratio": latency_ratio(weight_bytes=weight_bytes, adapter_bytes=num_bytes),
@@ -50,14 +66,8 @@ def size_metrics(card: ModelCard, job: "AdapterJob", *, weight_bytes: int) -> di
 
 def default_values(job: "AdapterJob") -> dict[str, Any]:
     """Return the plan's own choice, by field of a space."""
-    return {
-        "r": job.spec.r,
-        "lora_alpha": job.spec.lora_alpha,
-        "lora_dropout": job.spec.lora_dropout,
-        "use_rslora": job.spec.use_rslora,
-        "targets": "all",
-        "learning_rate": job.learning_rate,
-        "weight_decay": job.weight_decay,
-        "lr_scheduler_type": job.lr_scheduler_type,
-        "seed": job.seed,
-    }
+    spec: AdapterSpec | None = job.spec
+    values: dict[str, Any] = {field: getattr(job, field) for field in RUN_FIELDS}
+    if spec is not None:
+        values |= {field: getattr(spec, field) for field in SPEC_FIELDS} | {"targets": "all"}
+    return values
