@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
 from cluster.errors import UserError
-from train_jobs.token_block import TokenBlock
+from train_jobs.token_block import Int32, TokenBlock
 from train_jobs.token_store import (
     EXAMPLES_FILE,
     FACTS_FILE,
@@ -22,8 +21,6 @@ from train_jobs.token_store import (
     TRAINED_FILE,
     StoreFacts,
 )
-
-Int32 = npt.NDArray[np.int32]
 
 
 class StoreNotWritable(UserError, OSError):
