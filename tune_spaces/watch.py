@@ -176,18 +176,24 @@ class Watch(tune.Callback):  # type: ignore[misc] # Ray's hook
             predicted_s=self._predicted_s,
             step_s=slot_step_s,
         )
-        self._ensure_a_rung(slot_step_s)
+        ensure_a_rung(outline, slot_step_s, spent_s=self.spent_s)
 
-    def _ensure_a_rung(self, slot_step_s: float) -> None:
-        outline, packs = self._outline, self._outline.packs
-        num_together = min(packs.num_slots, -(-outline.num_trials // packs.num_workers))
-        first_s = outline.rungs[0] * slot_step_s * num_together
-        if outline.left_s is not None and not outline.reports and outline.left_s < first_s:
-            raise BudgetTooSmall(
-                f"{outline.budget} ends before trials can be compared: a step of {num_together} trials takes "
-                f"{slot_step_s * num_together:.2g} s, the first comparison is at step {outline.rungs[0]}, after "
-                f"{in_words(first_s)}. Give more, fewer --trials, or --max-steps below {outline.num_steps}."
-            )
+
+def ensure_a_rung(outline: Outline, slot_step_s: float, *, spent_s: float) -> None:
+    """Check that the first trials can be compared before the budget ends; a step of each of them takes `slot_step_s`.
+
+    Raises:
+        BudgetTooSmall: They cannot.
+    """
+    packs, limit_s = outline.packs, outline.budget.limit_s(outline.packs.num_workers)
+    num_together = min(packs.num_slots, -(-outline.num_trials // packs.num_workers))
+    first_s = outline.rungs[0] * slot_step_s * num_together
+    if limit_s is not None and not outline.reports and limit_s - spent_s < first_s:
+        raise BudgetTooSmall(
+            f"{outline.budget} ends before trials can be compared: a step of {num_together} trials takes "
+            f"{in_words(slot_step_s * num_together)}, and the first comparison is at step {outline.rungs[0]}, "
+            f"{in_words(spent_s + first_s)} after the start. Give more, or fewer --trials or --max-steps."
+        )
 
 
 class Recall(tune.Callback):  # type: ignore[misc] # Ray's hook
