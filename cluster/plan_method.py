@@ -19,7 +19,7 @@ from cluster.presets import (
 from cluster.training_wishes import TrainingWishes
 from cluster.traps import ImpossibleCombination
 
-LORA_FIELDS = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora")
+LORA_FIELDS = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "loraplus_lr_ratio")
 
 
 def choose_method(

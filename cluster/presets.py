@@ -79,6 +79,8 @@ class LoraPreset:
     bias: Literal["none"] = "none"
     task_type: Literal["CAUSAL_LM"] = "CAUSAL_LM"
     use_rslora: bool = False
+    loraplus_lr_ratio: float = 1.0
+    """Learning rate of B over that of A (LoRA+, arXiv:2402.12354); PEFT's `create_loraplus_optimizer` takes it."""
     gradient_checkpointing: bool = False
     gradient_accumulation_steps: int = 1
 

@@ -29,6 +29,7 @@ class TrainingWishes:
     lora_dropout: float | None = None
     target_modules: tuple[str, ...] | None = None
     use_rslora: bool | None = None
+    loraplus_lr_ratio: float | None = None
     learning_rate: float | None = None
     lr_scheduler_type: SchedulerType | None = None
     warmup_steps: int | None = None
@@ -97,6 +98,7 @@ OVERRIDES: dict[str, Callable[[object], object]] = {
     "lora_dropout": _real(0.0, 1.0),
     "target_modules": _names,
     "use_rslora": _yes_or_no,
+    "loraplus_lr_ratio": _real(0.0, 1000.0, is_low_allowed=False),
     "learning_rate": _real(0.0, 1.0, is_low_allowed=False),
     "lr_scheduler_type": _choice(SchedulerType),
     "warmup_steps": _whole(0),

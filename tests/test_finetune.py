@@ -50,7 +50,6 @@ def test_bad_requests_are_one_line_and_leave_nothing(
     assert "r=" in ask("--set", "r=none")
     assert "--max-step" in ask("--max-step", "1")
     assert "nothing to train on is left within max_length=20" in ask("--max-length", "20")
-    assert "Full fine-tuning is not built yet" in ask("--method", "full")
     broken = tmp_path / "broken.jsonl"
     broken.write_text(f"{GOOD}\n{{}}\n")
     assert f"{broken}:2: has the fields none" in ask(file=broken)

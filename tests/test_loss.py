@@ -120,4 +120,4 @@ def test_rows_without_labels_cost_nothing_and_give_zero_gradients() -> None:
 def test_models_that_scale_their_logits_are_refused() -> None:
     model = GraniteForCausalLM(GraniteConfig(**SIZES, num_attention_heads=4, logits_scaling=8.0))
     with pytest.raises(UnsupportedModelError, match="GraniteForCausalLM changes its logits"):
-        PackLoss(model)
+        PackLoss(model).check_head()

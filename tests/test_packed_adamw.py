@@ -25,12 +25,14 @@ class Twins:
         self.ours = PackedAdamW(self.packed, num_slots=3)
         self.ours.param_groups[0] |= {"lr": list(RATES), "weight_decay": list(DECAYS)}
         self.theirs = [self.fresh(k) for k in range(3)]
+        self.done = [0, 0, 0]
 
     def fresh(self, k: int) -> torch.optim.AdamW:
         return torch.optim.AdamW(self.alone[k], lr=RATES[k], weight_decay=DECAYS[k])
 
     def step(self, step: int, active: tuple[int, ...] = (0, 1, 2)) -> None:
-        self.ours.param_groups[0]["active"] = [k in active for k in range(3)]
+        self.done = [done + (k in active) for k, done in enumerate(self.done)]
+        self.ours.param_groups[0] |= {"active": [k in active for k in range(3)], "num_steps": self.done}
         for i, parameter in enumerate(self.packed):
             parameter.grad = torch.zeros(SHAPES[i])
             for k in active:
@@ -63,6 +65,7 @@ def test_a_resting_adapter_stays_and_a_new_one_in_its_place_starts_anew() -> Non
     assert all(torch.equal(p.detach()[1], old) for p, old in zip(twins.packed, before, strict=True))
     twins.ours.reset_slot(1)
     twins.theirs[1] = twins.fresh(1)
+    twins.done[1] = 0
     for step in range(9, 14):
         twins.step(step)
     twins.check()
@@ -74,6 +77,7 @@ def test_one_adapter_may_have_any_shape() -> None:
     ours.param_groups[0] |= {"lr": [0.01], "weight_decay": [0.1]}
     for step in range(5):
         flat.grad, twin.grad = gradients(step, (13,)), gradients(step, (13,))
+        ours.param_groups[0]["num_steps"] = [step + 1]
         ours.step()
         theirs.step()
     torch.testing.assert_close(flat, twin)
@@ -82,7 +86,7 @@ def test_one_adapter_may_have_any_shape() -> None:
 def test_a_restored_optimizer_goes_on_to_the_bit() -> None:
     def run(optimizer: PackedAdamW, parameter: nn.Parameter, steps: range) -> None:
         for step in steps:
-            optimizer.param_groups[0]["lr"] = [0.1, 0.2]
+            optimizer.param_groups[0] |= {"lr": [0.1, 0.2], "num_steps": [step + 1] * 2}
             parameter.grad = gradients(step, (2, 6))
             optimizer.step()
 
@@ -115,7 +119,8 @@ def test_an_adapter_that_rests_goes_on_as_if_nobody_had_worked_meanwhile() -> No
         for step in range(8 if rests else 6):
             parameter.grad = gradients(step, (2, 6))
             parameter.grad[0] = 0.0 if step in rests else gradients(100 + step_of_first, (6,))
-            optimizer.param_groups[0] |= {"lr": [0.1, 0.2], "active": [step not in rests, True]}
-            optimizer.step()
             step_of_first += step not in rests
+            optimizer.param_groups[0] |= {"lr": [0.1, 0.2], "active": [step not in rests, True]}
+            optimizer.param_groups[0]["num_steps"] = [step_of_first, step + 1]
+            optimizer.step()
     assert torch.equal(rested[0], twin[0])

@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from train_jobs.batches import collate
 from train_jobs.job import Question
 from train_jobs.pack import Pack
+from train_jobs.strategy import is_zero3
 
 Item = TypeVar("Item")
 
@@ -65,7 +66,7 @@ def held_out_loss(pack: Pack, *, slot: int | None) -> float:
         with pack.routed(batch, [] if slot is None else [slot]):
             total += pack.loss(batch)
     pack.module.train()
-    summed = float(pack.accelerator.reduce(total, "sum").item())
+    summed = float(total if _is_repeated(pack) else pack.accelerator.reduce(total, "sum"))
     return summed / sum(sample.num_trained_tokens for sample in pack.job.held_out)
 
 
@@ -95,12 +96,18 @@ def _answers(pack: Pack, tokenizer: PreTrainedTokenizerBase, slot: int | None) -
     for indices in _my_share(pack, shortest_first):
         with _through(pack, slot, len(indices)):
             mine += zip(indices, _generate(pack, tokenizer, [questions[i] for i in indices]), strict=True)
-    return [answer for _, answer in sorted(gather_object(mine))]
+    return [answer for _, answer in sorted(mine if _is_repeated(pack) else gather_object(mine))]
+
+
+def _is_repeated(pack: Pack) -> bool:
+    """Say whether every worker evaluates everything: where each pass takes all of them, none may make one more."""
+    return is_zero3(pack.accelerator)
 
 
 def _my_share(pack: Pack, shortest_first: Sequence[Item]) -> Iterator[Sequence[Item]]:
     """Yield this worker's part in batches. Every worker gets its share of short and long ones, its batches do not."""
-    mine = shortest_first[pack.accelerator.process_index :: pack.accelerator.num_processes]
+    first, every = pack.accelerator.process_index, pack.accelerator.num_processes
+    mine = shortest_first if _is_repeated(pack) else shortest_first[first::every]
     for start in range(0, len(mine), EVALUATION_ROWS):
         yield mine[start : start + EVALUATION_ROWS]
 

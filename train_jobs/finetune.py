@@ -11,6 +11,8 @@ from pathlib import Path
 from cluster.catalog import find
 from cluster.hardware import detect
 from cluster.hub import ensure_available
+from cluster.manifest import Manifest
+from cluster.model_card import ModelCard
 from cluster.plan import plan_training
 from cluster.registry import AdapterVersion, check_name
 from train_jobs.arguments import Request, Resume, read_arguments, read_resume
@@ -19,7 +21,7 @@ from train_jobs.data import check_beginning
 from train_jobs.progress import announce
 
 
-def finetune(asked: Request | Resume) -> AdapterVersion:
+def finetune(asked: Request | Resume) -> AdapterVersion | Path:
     """Plan, check, train, evaluate and register; returns the new version. A resumed run ends as it would have.
 
     Raises:
@@ -49,7 +51,7 @@ def finetune(asked: Request | Resume) -> AdapterVersion:
     from train_jobs.launch import kept_until_registered, launch
     from train_jobs.loop import adapter_folder
     from train_jobs.prepare import build_job, describe, read_data
-    from train_jobs.register import register
+    from train_jobs.register import origin, register
 
     run = run or new_run(request.name, request.storage)
     data = read_data(request, plan)
@@ -71,6 +73,8 @@ def finetune(asked: Request | Resume) -> AdapterVersion:
             use_gpu=plan.hardware.gpu is not None,
         )
         folder = adapter_folder(run.result(Path(cache)), 0)
+        if plan.lora is None:
+            return _keep(folder, origin(request.name, plan=plan, job=job, data=data, outcome=outcome), card)
         version = register(folder, request.name, plan=plan, job=job, data=data, outcome=outcome)
     before, after = outcome.before, outcome.after[0]
     announce(
@@ -80,6 +84,19 @@ def finetune(asked: Request | Resume) -> AdapterVersion:
         version=version.served_name,
     )
     return version
+
+
+def _keep(weights: Path, manifest: Manifest, card: ModelCard) -> Path:
+    from train_jobs.full_models import keep_model
+
+    folder = keep_model(weights, card, manifest)
+    before, after = manifest.metrics["held_out_loss_before"], manifest.metrics["held_out_loss_after"]
+    announce(
+        "registered",
+        f"wrote the model {folder}: held-out loss {before:.4f} -> {after:.4f}. Serve it with `kajiya up {folder}`",
+        version=str(folder),
+    )
+    return folder
 
 
 def main(argv: Sequence[str]) -> int:

@@ -13,11 +13,16 @@ MAX_GRAD_NORM = 1.0
 """Transformers' own default (`TrainingArguments.max_grad_norm`)."""
 
 
+NO_ADAPTER = AdapterSpec(r=0, lora_alpha=0, target_modules=())
+"""What full fine-tuning has in place of an adapter."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterJob:
     """One adapter to train: with the same values it learns the same alone and in a pack."""
 
     spec: AdapterSpec
+    """`NO_ADAPTER` to train the base's own weights."""
     seed: int
     """Of the adapter's start, its order of samples and its dropout."""
     num_steps: int
@@ -26,6 +31,8 @@ class AdapterJob:
     num_warmup_steps: int
     weight_decay: float = 0.0
     max_grad_norm: float = MAX_GRAD_NORM
+    loraplus_lr_ratio: float = 1.0
+    """Learning rate of B over that of A (LoRA+, arXiv:2402.12354)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +77,7 @@ class TrainJob:
     gradient_accumulation_steps: int
     gradient_checkpointing: bool
     deepspeed_zero: dict[str, object] | None
-    """DeepSpeed's `zero_optimization` section, or None for plain data parallelism."""
+    """DeepSpeed's `zero_optimization` section, with strategy "deepspeed" alone."""
     checkpoint_steps: int
     """Optimizer steps between two checkpoints."""
     num_threads: int

@@ -15,6 +15,7 @@ from train_jobs.evaluate import Evaluation, evaluate, held_out_loss
 from train_jobs.pack import Pack
 from train_jobs.progress import StepMetrics, announce, announce_step
 from train_jobs.run_store import RunStore
+from train_jobs.sharding import write_trained
 from train_jobs.step import train_step
 
 
@@ -126,7 +127,7 @@ def _keep_result(pack: Pack, outcome: Outcome, store: RunStore) -> None:
     try:
         with tempfile.TemporaryDirectory() as folder:
             for k in range(len(pack.job.adapters)):
-                _write_trained(pack, k, adapter_folder(Path(folder), k))
+                write_trained(pack, k, adapter_folder(Path(folder), k))
             if pack.accelerator.is_main_process:
                 store.save_result(Path(folder), OUTCOME.dump_json(outcome))
     except OSError as error:
@@ -135,15 +136,8 @@ def _keep_result(pack: Pack, outcome: Outcome, store: RunStore) -> None:
         ) from error
 
 
-def _write_trained(pack: Pack, k: int, folder: Path) -> None:
-    """Write adapter `k` into `folder`; all workers call it, the first one writes."""
-    card = pack.job.card
-    if pack.accelerator.is_main_process:
-        pack.bank.save_slot(k, folder, base_model_name_or_path=card.model_id, revision=card.revision)
-
-
 def adapter_folder(result: Path, k: int) -> Path:
-    """Return where the result of a run holds adapter `k` in PEFT's format."""
+    """Return where the result of a run holds adapter `k` in PEFT's format, or the whole model."""
     return result / f"adapter-{k}"
 
 

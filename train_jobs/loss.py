@@ -23,15 +23,12 @@ class PackLoss(nn.Module):
     It calls the decoder and then the head on the labelled positions alone. Logits are often the largest tensor of a
     step, and two thirds of a chat sample have no label.
 
-    Raises:
-        UnsupportedModelError: Decoder and head do not give the model's own logits (scaled or capped logits).
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
         self.attention = SampleAttention(model)
-        self._check_head()
 
     def forward(self, batch: MicroBatch) -> torch.Tensor:
         """Return the summed cross entropy [K] of each block of `batch`; inside `attention.samples` of its lengths."""
@@ -48,7 +45,12 @@ class PackLoss(nn.Module):
         return hidden  # [1, N, h]
 
     @torch.no_grad()
-    def _check_head(self) -> None:
+    def check_head(self) -> None:
+        """Compare decoder and head with the model itself, once it is prepared: until then, ZeRO-3 holds only shards.
+
+        Raises:
+            UnsupportedModelError: They do not give the model's own logits (scaled or capped logits).
+        """
         was_training = self.model.training
         self.model.eval()
         probe = torch.arange(4, device=self.model.device)[None]  # [1, 4]

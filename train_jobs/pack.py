@@ -10,11 +10,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cluster.models.bank import AdapterBank
+from cluster.models.whole_model import WholeModel
 from train_jobs.batches import DataOrder, MicroBatch
-from train_jobs.job import AdapterJob, TrainJob
+from train_jobs.job import NO_ADAPTER, AdapterJob, TrainJob
 from train_jobs.loss import PackLoss
 from train_jobs.packed_adamw import PackedAdamW
 from train_jobs.schedule import lr_schedule
+from train_jobs.strategy import prepare
 from train_jobs.token_store import lengths_of
 
 
@@ -35,7 +37,8 @@ class Pack:
     job: TrainJob
     accelerator: Accelerator
     model: PreTrainedModel
-    bank: AdapterBank
+    bank: AdapterBank | WholeModel
+    """What is trained, by slot: adapters, or the model itself."""
     loss: PackLoss
     """Around the model."""
     module: nn.Module
@@ -45,6 +48,12 @@ class Pack:
     """`adamw`, prepared."""
     runs: dict[int, Run]
     """By slot; adapters come and go."""
+
+    @property
+    def adapters(self) -> AdapterBank:
+        """Return the bank of a pack of adapters; full fine-tuning has none."""
+        assert isinstance(self.bank, AdapterBank), "a pack of adapters"
+        return self.bank
 
     @property
     def num_steps(self) -> int:
@@ -57,21 +66,9 @@ class Pack:
         Raises:
             UnknownTargetError: Its rank or targets are not in this pack's bank.
         """
-        self.bank.init_slot(slot, adapter.spec, seed=adapter.seed)
+        self.adapters.init_slot(slot, adapter.spec, seed=adapter.seed)
         self.adamw.reset_slot(slot)
-        self.runs[slot] = Run(
-            job=adapter,
-            order=DataOrder(
-                lengths=lengths_of(self.job.samples),
-                batch_size=self.job.batch_size,
-                seed=adapter.seed,
-            ),
-            schedule=lr_schedule(
-                adapter.lr_scheduler_type,
-                num_warmup_steps=adapter.num_warmup_steps,
-                num_training_steps=adapter.num_steps,
-            ),
-        )
+        self.runs[slot] = _run(self.job, adapter)
 
     @contextmanager
     def routed(self, batch: MicroBatch, slots: Sequence[int], *, dropout_keys: Sequence[int] = ()) -> Iterator[None]:
@@ -90,7 +87,23 @@ class Pack:
     def leave(self, slot: int) -> None:
         """Empty `slot`."""
         del self.runs[slot]
-        self.bank.clear_slot(slot)
+        self.adapters.clear_slot(slot)
+
+
+def _run(job: TrainJob, adapter: AdapterJob) -> Run:
+    return Run(
+        job=adapter,
+        order=DataOrder(
+            lengths=lengths_of(job.samples),
+            batch_size=job.batch_size,
+            seed=adapter.seed,
+        ),
+        schedule=lr_schedule(
+            adapter.lr_scheduler_type,
+            num_warmup_steps=adapter.num_warmup_steps,
+            num_training_steps=adapter.num_steps,
+        ),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,40 +131,43 @@ def build_pack(
     *,
     size: PackSize | None = None,
 ) -> Pack:
-    """Freeze `model`, put the job's adapters on it and prepare everything for this worker.
+    """Make `model` what the job trains, whole or frozen with adapters, and prepare everything for this worker.
 
     `size` makes room for adapters that enter later.
     """
-    size = size or size_of(job.adapters)
-    bank = AdapterBank(model, num_slots=size.num_slots, max_r=size.max_r, target_modules=size.target_modules)
+    bank = _trained_part(job, model, size)
     _rest_dropout(model)
     if job.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     loss = PackLoss(model)
-    # Every worker loads the base by itself: data parallelism need not send it around.
-    frozen = [name for name, tensor in loss.named_parameters() if not tensor.requires_grad]
-    loss._ddp_params_and_buffers_to_ignore = frozen + [name for name, _ in loss.named_buffers()]  # type: ignore[assignment]
-    adamw = PackedAdamW(bank.parameters(), num_slots=size.num_slots)
-    module, optimizer = accelerator.prepare(loss, adamw)
-    pack = Pack(
+    prepared = prepare(accelerator, loss, bank)
+    return Pack(
         job=job,
         accelerator=accelerator,
         model=model,
         bank=bank,
         loss=loss,
-        module=module,
-        adamw=adamw,
-        optimizer=optimizer,
-        runs={},
+        module=prepared.module,
+        adamw=prepared.adamw,
+        optimizer=prepared.optimizer,
+        runs={slot: _run(job, adapter) for slot, adapter in enumerate(job.adapters)},
     )
+
+
+def _trained_part(job: TrainJob, model: PreTrainedModel, size: PackSize | None) -> AdapterBank | WholeModel:
+    """Return the job's adapters at their start, or all of `model`. ZeRO takes the values over when it prepares them."""
+    if job.adapters and job.adapters[0].spec == NO_ADAPTER:
+        return WholeModel(model)
+    size = size or size_of(job.adapters)
+    bank = AdapterBank(model, num_slots=size.num_slots, max_r=size.max_r, target_modules=size.target_modules)
     for slot, adapter in enumerate(job.adapters):
-        pack.enter(slot, adapter)
-    return pack
+        bank.init_slot(slot, adapter.spec, seed=adapter.seed)
+    return bank
 
 
 def _rest_dropout(model: nn.Module) -> None:
     # GPT-2's own dropout draws from one generator for the whole batch, so a run's losses would depend on its
-    # neighbours. The base is frozen; what regularizes an adapter is its `lora_dropout`.
+    # neighbours and on the workers. What regularizes an adapter is its `lora_dropout`.
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

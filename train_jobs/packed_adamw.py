@@ -13,14 +13,18 @@ from torch import nn
 class PackedAdamW(torch.optim.Optimizer):
     """AdamW (arXiv:1711.05101) over parameters `[K, ...]`: to adapter k it is the AdamW of a run alone.
 
-    `param_groups[0]` holds a list per adapter: `lr`, `weight_decay` and `num_steps`. An adapter that is not named in
-    `step`'s `active` list rests: its weights, and its step count, stay. With K = 1 the shape does not matter, so
-    DeepSpeed's flattened shards pass too.
+    Each of `param_groups` holds a list per adapter: `lr`, `weight_decay` and `num_steps`, the step that its run makes,
+    counting from 1. The caller sets them, since ZeRO-3 calls `step` several times a step, for some of the parameters
+    each. An adapter that is not `active` rests: its weights stay. With K = 1 the shape does not matter, so
+    DeepSpeed's flattened shards pass too. Of weights in 16 bit an fp32 copy is kept, since most
+    updates are smaller than what 16 bits can tell apart.
+
+    A group of parameters may be given as a dict with `is_lora_b`, for who sets the rates.
     """
 
     def __init__(
         self,
-        params: Iterable[nn.Parameter],
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         *,
         num_slots: int,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -29,8 +33,9 @@ class PackedAdamW(torch.optim.Optimizer):
         defaults = {
             "lr": [0.0] * num_slots,
             "weight_decay": [0.0] * num_slots,
-            "num_steps": [0] * num_slots,
+            "num_steps": [1] * num_slots,
             "active": [True] * num_slots,
+            "is_lora_b": False,
             "betas": betas,
             "eps": eps,
         }
@@ -42,7 +47,6 @@ class PackedAdamW(torch.optim.Optimizer):
         if closure is not None:
             raise NotImplementedError("PackedAdamW takes no closure")
         for group in self.param_groups:
-            group["num_steps"] = [n + on for n, on in zip(group["num_steps"], group["active"], strict=True)]
             coefficients = _coefficients(group)
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -57,28 +61,31 @@ class PackedAdamW(torch.optim.Optimizer):
         betas: tuple[float, float],
         eps: float,
     ) -> None:
-        grad, state = parameter.grad, self.state[parameter]
-        assert grad is not None
+        assert parameter.grad is not None
+        weights, state = parameter, self.state[parameter]
         if not state:
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
+            state["exp_avg"] = torch.zeros_like(weights, dtype=torch.float32)
+            state["exp_avg_sq"] = torch.zeros_like(weights, dtype=torch.float32)
+            if weights.dtype != torch.float32:
+                state["fp32"] = weights.float()
+        grad, exact = parameter.grad.float(), state.get("fp32", weights)
         new = 1 - betas[0], 1 - betas[1]
         if all(active):
             exp_avg = state["exp_avg"].lerp_(grad, new[0])
             exp_avg_sq = state["exp_avg_sq"].mul_(betas[1]).addcmul_(grad, grad, value=new[1])
         else:  # the moments of a resting adapter must not fade: it may go on
-            on = torch.tensor(active).to(parameter).view(-1, *[1] * (parameter.dim() - 1))
+            on = torch.tensor(active).to(exact).view(-1, *[1] * (exact.dim() - 1))
             exp_avg = state["exp_avg"].lerp_(grad, on * new[0])
             exp_avg_sq = state["exp_avg_sq"].lerp_(grad.square(), on * new[1])
-        shape = (3, -1, *[1] * (parameter.dim() - 1))
-        step_size, root_correction, decay = coefficients.to(parameter).view(shape)
+        shape = (3, -1, *[1] * (exact.dim() - 1))
+        step_size, root_correction, decay = coefficients.to(exact).view(shape)
         denominator = exp_avg_sq.sqrt().div_(root_correction).add_(eps)
-        parameter.mul_(decay).sub_(denominator.reciprocal_().mul_(exp_avg).mul_(step_size))
+        exact.mul_(decay).sub_(denominator.reciprocal_().mul_(exp_avg).mul_(step_size))
+        if exact is not weights:
+            weights.copy_(exact)
 
     def reset_slot(self, k: int) -> None:
         """Forget what adapter `k` has learned about its gradients, for a new one in its place."""
-        for group in self.param_groups:
-            group["num_steps"][k] = 0
         for state in self.state.values():
             state["exp_avg"][k].zero_()
             state["exp_avg_sq"][k].zero_()

@@ -10,10 +10,10 @@ from cluster.model_card import ModelCard
 from cluster.models.adapter_spec import AdapterSpec
 from cluster.models.base import load_tokenizer
 from cluster.plan import TrainingPlan
-from cluster.presets import zero_optimization
+from cluster.presets import LoraPreset, zero_optimization
 from train_jobs.arguments import Request
 from train_jobs.data import MAX_HELD_OUT, examples_at, held_out_examples, source_name, source_sha256
-from train_jobs.job import AdapterJob, Question, TrainJob
+from train_jobs.job import NO_ADAPTER, AdapterJob, Question, TrainJob
 from train_jobs.progress import announce
 from train_jobs.questions import run_questions
 from train_jobs.token_block import TokenRule
@@ -96,12 +96,12 @@ def build_job(request: Request, plan: TrainingPlan, data: Data) -> TrainJob:
     """Return the job that carries out `plan` on `data`.
 
     Raises:
-        UnsupportedPlanError: Full fine-tuning, or a sharding that is not built yet.
+        UnsupportedPlanError: Full fine-tuning in fp16, or LoRA+ under DeepSpeed.
     """
-    if plan.lora is None:
-        raise UnsupportedPlanError("Full fine-tuning is not built yet; use --method lora or qlora.")
-    if plan.zero_stage > 2:
-        raise UnsupportedPlanError(f"ZeRO stage {plan.zero_stage} is not built yet; use --set zero_stage=2 or ddp.")
+    if plan.lora is None and plan.compute_dtype == "float16":
+        raise UnsupportedPlanError("Full fine-tuning in fp16 loses small gradients; use --precision fp32 or bf16.")
+    if plan.lora is not None and plan.lora.loraplus_lr_ratio != 1 and plan.strategy == "deepspeed":
+        raise UnsupportedPlanError("loraplus_lr_ratio is not proven under DeepSpeed; use --set strategy=ddp.")
     steps_per_epoch = -(-len(data.train.samples) // plan.effective_batch_size)
     if steps_per_epoch < MIN_STEPS_PER_EPOCH and plan.effective_batch_size > 2 * plan.num_workers:
         announce(
@@ -121,18 +121,13 @@ def build_job(request: Request, plan: TrainingPlan, data: Data) -> TrainJob:
         compute_dtype=plan.compute_dtype,
         adapters=(
             AdapterJob(
-                spec=AdapterSpec(
-                    r=plan.lora.r,
-                    lora_alpha=plan.lora.lora_alpha,
-                    target_modules=plan.lora.target_modules,
-                    lora_dropout=plan.lora.lora_dropout,
-                    use_rslora=plan.lora.use_rslora,
-                ),
+                spec=_spec(plan.lora),
                 seed=request.seed,
                 num_steps=num_steps,
                 learning_rate=plan.learning_rate,
                 lr_scheduler_type=plan.learning_rate_preset.lr_scheduler_type,
                 num_warmup_steps=num_warmup_steps,
+                loraplus_lr_ratio=plan.lora.loraplus_lr_ratio if plan.lora else 1.0,
             ),
         ),
         samples=data.train.samples,
@@ -149,6 +144,18 @@ def build_job(request: Request, plan: TrainingPlan, data: Data) -> TrainJob:
     )
 
 
+def _spec(lora: LoraPreset | None) -> AdapterSpec:
+    if lora is None:
+        return NO_ADAPTER
+    return AdapterSpec(
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        target_modules=lora.target_modules,
+        lora_dropout=lora.lora_dropout,
+        use_rslora=lora.use_rslora,
+    )
+
+
 def _deepspeed_zero(plan: TrainingPlan) -> dict[str, object] | None:
     if plan.strategy == "ddp":
         return None
@@ -162,8 +169,9 @@ def describe(card: ModelCard, plan: TrainingPlan, job: TrainJob) -> str:
     """Return the plan in one line."""
     (adapter,) = job.adapters
     spec = adapter.spec
+    trained = f"r={spec.r}, lora_alpha={spec.lora_alpha}" if plan.lora else "all weights"
     return (
-        f"{card.name}: {plan.method} on a base in {plan.precision}, r={spec.r}, lora_alpha={spec.lora_alpha}, "
+        f"{card.name}: {plan.method} on a base in {plan.precision}, {trained}, "
         f"learning rate {adapter.learning_rate:.1e} ({adapter.lr_scheduler_type}), {adapter.num_steps} steps of "
         f"{job.batch_size} dialogues on {plan.num_workers} workers ({plan.strategy})"
     )

@@ -27,8 +27,13 @@ def register(
     promote: bool = True,
 ) -> AdapterVersion:
     """Add the adapter in `folder` to the registry, with everything that tells where it came from."""
+    return Registry.default().add(folder, origin(name, plan=plan, job=job, data=data, outcome=outcome), promote=promote)
+
+
+def origin(name: str, *, plan: TrainingPlan, job: TrainJob, data: Data, outcome: Outcome) -> Manifest:
+    """Return what is to be known of where an adapter or a model came from."""
     card = plan.card
-    manifest = Manifest(
+    return Manifest(
         model=card.name,
         name=name,
         base_model_id=card.model_id,
@@ -47,7 +52,6 @@ def register(
         library_versions={library: importlib.metadata.version(library) for library in LIBRARIES},
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    return Registry.default().add(folder, manifest, promote=promote)
 
 
 def _metrics(job: TrainJob, outcome: Outcome) -> dict[str, float]:

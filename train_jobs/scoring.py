@@ -85,7 +85,7 @@ def evaluation_pack(
     bare = PackSize(num_slots=1, max_r=1, target_modules=card.target_modules[:1])  # a bank with nothing in it
     pack = build_pack(job, base.model, accelerator, size=None if folders else bare)
     for slot, folder in enumerate(folders):
-        pack.bank.load_slot(slot, folder)
+        pack.adapters.load_slot(slot, folder)
     return pack, tokenizer
 
 

@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import DistributedType
 
 from cluster.models.banked_linear import mix
+from cluster.models.whole_model import WholeModel
 from train_jobs.batches import MicroBatch, chunk, collate
 from train_jobs.pack import Pack, Run
 from train_jobs.packed_adamw import clip_by_adapter
@@ -76,12 +77,17 @@ def train_step(pack: Pack, steps: Mapping[int, int]) -> PackStep:
 
 
 def _set_rates(pack: Pack, steps: Mapping[int, int]) -> tuple[float, ...]:
-    group = pack.optimizer.param_groups[0]
-    slots = range(pack.bank.num_slots)
-    group["active"] = [slot in steps for slot in slots]
-    group["weight_decay"] = [pack.runs[slot].job.weight_decay if slot in steps else 0.0 for slot in slots]
-    group["lr"] = [_rate(pack.runs[slot], steps[slot]) if slot in steps else 0.0 for slot in slots]
-    return tuple(group["lr"][slot] for slot in sorted(steps))
+    runs = [pack.runs[slot].job if slot in steps else None for slot in range(pack.bank.num_slots)]
+    rates = {slot: _rate(pack.runs[slot], step) for slot, step in sorted(steps.items())}
+    for group in pack.optimizer.param_groups:
+        group["active"] = [run is not None for run in runs]
+        group["num_steps"] = [steps.get(slot, 0) + 1 for slot in range(len(runs))]
+        group["weight_decay"] = [run.weight_decay if run else 0.0 for run in runs]
+        group["lr"] = [
+            rates[slot] * (run.loraplus_lr_ratio if group["is_lora_b"] else 1.0) if run else 0.0
+            for slot, run in enumerate(runs)
+        ]
+    return tuple(rates.values())
 
 
 def _rate(run: Run, step: int) -> float:
@@ -91,6 +97,9 @@ def _rate(run: Run, step: int) -> float:
 def _clip(pack: Pack, active: Sequence[int]) -> tuple[float, ...]:
     if pack.accelerator.distributed_type == DistributedType.DEEPSPEED:
         return ()
+    if isinstance(pack.bank, WholeModel):
+        norm = pack.accelerator.clip_grad_norm_(pack.module.parameters(), pack.runs[0].job.max_grad_norm)
+        return (float(norm),)
     pack.accelerator.unscale_gradients()
     max_norms = [pack.runs[k].job.max_grad_norm if k in pack.runs else 1.0 for k in range(pack.bank.num_slots)]
     norms = clip_by_adapter(pack.bank.parameters(), max_norms)

@@ -100,11 +100,11 @@ class PackWorker:
         with tempfile.TemporaryDirectory() as name:
             for file, content in files.items():
                 (Path(name) / file).write_bytes(content)
-            self._pack.bank.load_slot(slot, Path(name))
+            self._pack.adapters.load_slot(slot, Path(name))
         try:
             return measure(slot)
         finally:
-            self._pack.bank.clear_slot(slot)
+            self._pack.adapters.clear_slot(slot)
 
     def _free_slots(self) -> list[int]:
         taken = {trial.slot for trial in self._trials.values()}
@@ -226,5 +226,7 @@ class PackWorker:
     def _adapter_files(self, slot: int) -> dict[str, bytes]:
         card = self._job.card
         with tempfile.TemporaryDirectory() as name:
-            self._pack.bank.save_slot(slot, Path(name), base_model_name_or_path=card.model_id, revision=card.revision)
+            self._pack.adapters.save_slot(
+                slot, Path(name), base_model_name_or_path=card.model_id, revision=card.revision
+            )
             return {path.name: path.read_bytes() for path in Path(name).iterdir()}

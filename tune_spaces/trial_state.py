@@ -40,8 +40,6 @@ def take_state(pack: Pack, slot: int, *, done: int) -> TrialState:
 @torch.no_grad()
 def put_state(pack: Pack, slot: int, state: TrialState) -> None:
     """Go on in `slot` where `state` was taken."""
-    for group in pack.adamw.param_groups:
-        group["num_steps"][slot] = state.done
     for parameter, weights, first, second in zip(
         pack.bank.parameters(), state.weights, state.exp_avg, state.exp_avg_sq, strict=True
     ):

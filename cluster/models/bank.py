@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -77,6 +78,14 @@ class AdapterBank:
         for layer in self.layers.values():
             yield layer.lora_A
             yield layer.lora_B
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return the trainable weights in groups for an optimizer: A, then B, whose rate LoRA+ multiplies."""
+        layers = self.layers.values()
+        return [
+            {"params": [layer.lora_A for layer in layers]},
+            {"params": [layer.lora_B for layer in layers], "is_lora_b": True},
+        ]
 
     def init_slot(self, k: int, spec: AdapterSpec, *, seed: int) -> None:
         """Start a new adapter in slot `k` as PEFT does: A uniform (Kaiming, a = sqrt(5)), B zero.

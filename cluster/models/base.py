@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from cluster.hub import ensure_available, is_embedded
 from cluster.model_card import ModelCard, Precision
@@ -54,7 +55,8 @@ def load_base(
         source_of(card),
         config=load_config(card),
         dtype=dtype,
-        device_map={"": device},
+        # Under ZeRO-3 DeepSpeed shards each parameter while it is loaded, and places it by itself.
+        device_map=None if is_deepspeed_zero3_enabled() else {"": device},
         quantization_config=_quantization(precision, dtype),
         attn_implementation=attn_implementation,
         **_hub_kwargs(card),
