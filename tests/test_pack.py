@@ -86,7 +86,7 @@ def running(pack: Pack, step: int) -> dict[int, int]:
 def peft_losses(job: TrainJob) -> list[float]:
     """Train the job's one adapter with PEFT and torch, from the bank's starting weights, one sample at a time."""
     (run,) = job.adapters
-    start = pack_of(job).bank
+    start = pack_of(job).adapters
     config = LoraConfig(r=run.spec.r, lora_alpha=run.spec.lora_alpha, target_modules=list(LINEARS))
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(job.card.model_id), config)
     for name, layer in start.layers.items():

@@ -61,7 +61,7 @@ def test_the_winner_and_the_presets_own_values_are_told_as_they_are(
     tokenizer = load_tokenizer(plan.card)
     assert told["baseline_loss"] == pytest.approx(evaluate(pack, tokenizer, slot=0).loss, abs=1e-5)
 
-    pack.bank.load_slot(0, Registry.default().fetch(version))
+    pack.adapters.load_slot(0, Registry.default().fetch(version))
     loss = evaluate(pack, tokenizer, slot=0).loss
     assert told["loss"] == pytest.approx(loss, abs=1e-6)
     assert version.manifest.metrics["held_out_loss_after"] == pytest.approx(loss, abs=1e-6)
