@@ -14,6 +14,7 @@ from tune_spaces.arguments import SearchRequest
 from tune_spaces.objectives import OBJECTIVES, badness, pareto
 from tune_spaces.pack_plan import PackPlan
 from tune_spaces.registration import Judgement
+from tune_spaces.text import in_words
 from tune_spaces.trial import DIVERGED_LOSS
 from tune_spaces.winner import sound
 
@@ -45,7 +46,7 @@ def write_report(summary: Summary, path: Path) -> None:
 def page(summary: Summary) -> str:
     """Return the page."""
     request, packs = summary.request, summary.packs
-    predicted = f"{summary.predicted_s:.0f} s without early stopping" if summary.predicted_s else "not measured"
+    predicted = in_words(summary.predicted_s) if summary.predicted_s else "not measured"
     told = {
         "Model": request.model,
         "Data": request.data,
@@ -57,7 +58,7 @@ def page(summary: Summary) -> str:
         "Objectives": "; ".join(f"{name} ({OBJECTIVES[name].meaning})" for name in request.objectives),
         "Registered": rule(request),
         "Predicted": predicted,
-        "Spent": f"{summary.spent_s:.0f} s",
+        "Spent": in_words(summary.spent_s),
     }
     plots = (
         ("Held-out loss at each rung", curves(summary)),
