@@ -10,7 +10,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from cluster.local_ray import dashboard_url
+from cluster.local_ray import dashboard_url, use_token
 from train_jobs.records import HUB_PREFIX
 from tune_spaces.arguments import SearchRequest, parser, read_arguments
 from tune_spaces.live_table import LiveTable
@@ -34,6 +34,7 @@ def tune(context: typer.Context) -> None:
     if not words[0].startswith("-"):
         words.insert(0, "--model")
     asked = read_arguments(words)
+    use_token()  # Ray reads it when it is imported
     from tune_spaces.search import check
 
     if _is_here():
