@@ -1,5 +1,8 @@
 """The deployment of one model on vLLM: Ray Serve LLM starts the engine, the surface is the transformers engine's."""
 
+import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from ray.serve.llm import LLMConfig
@@ -15,7 +18,7 @@ from serve_apps.replica_metrics import MeteredLoader
 from serve_apps.runtime import Runtime, model_limits
 from serve_apps.server import TransformersServer
 from serve_apps.vllm_engine import LoraLoader, VllmEngine
-from serve_apps.vllm_guard import end_with_this_process
+from serve_apps.vllm_guard import end_with_this_process, remove_with_this_process
 
 
 class VllmServer(TransformersServer):
@@ -27,6 +30,9 @@ class VllmServer(TransformersServer):
 
     async def __init__(self, llm_config: LLMConfig) -> None:  # type: ignore[misc] # Serve awaits it
         """Return once the engine is up."""
+        sockets = Path(tempfile.mkdtemp(prefix="kajiya-vllm-"))
+        remove_with_this_process(sockets)
+        os.environ["VLLM_RPC_BASE_PATH"] = str(sockets)
         ray_server = LLMServer.sync_init(llm_config)
         await ray_server.start()
         client: AsyncLLM = ray_server.engine._engine_client
