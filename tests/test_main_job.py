@@ -79,7 +79,9 @@ def trained(cluster: Cluster) -> dict[str, float]:
     settings += ["micro_batch_size=4", "gradient_accumulation_steps=1"]
     words = [word for setting in settings for word in ("--set", setting)]
     files = ["--data", str(DATA / "train.jsonl"), "--eval-data", str(DATA / "heldout.jsonl")]
-    kajiya("train", MODEL, *files, "--name", "shop", "--epochs", "2", *words, timeout_s=560)
+    said = kajiya("train", MODEL, *files, "--name", "shop", "--epochs", "2", *words, timeout_s=560).stdout
+    report = Path(said.partition("report: ")[2].partition("\n")[0])
+    assert CAT_QUESTION in report.read_text()
     manifest = json.loads(kajiya("adapters", "show", f"{MODEL}:shop", "--json").stdout)["manifest"]
     assert manifest["version"] == 1
     return dict(manifest["metrics"])

@@ -52,6 +52,7 @@ def finetune(asked: Request | Resume) -> AdapterVersion | Path:
     from train_jobs.loop import adapter_folder
     from train_jobs.prepare import build_job, describe, read_data
     from train_jobs.register import origin, register
+    from train_jobs.report import Finished, tell_report
 
     run = run or new_run(request.name, request.storage)
     data = read_data(request, plan)
@@ -76,6 +77,7 @@ def finetune(asked: Request | Resume) -> AdapterVersion | Path:
         if plan.lora is None:
             return _keep(folder, origin(request.name, plan=plan, job=job, data=data, outcome=outcome), card)
         version = register(folder, request.name, plan=plan, job=job, data=data, outcome=outcome)
+    tell_report(Finished(manifest=version.manifest, questions=data.questions, outcome=outcome))
     before, after = outcome.before, outcome.after[0]
     announce(
         "registered",

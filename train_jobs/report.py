@@ -11,6 +11,7 @@ from cluster.manifest import Manifest
 from train_jobs.job import Question
 from train_jobs.loop import Outcome
 from train_jobs.page import cards, document, facts, new_figure, svg, word_table, write_page
+from train_jobs.progress import announce
 from train_jobs.scored import answered
 
 if TYPE_CHECKING:  # importing it takes half a second
@@ -27,8 +28,6 @@ class Finished:
     manifest: Manifest
     questions: tuple[Question, ...]
     outcome: Outcome
-    held_out: tuple[tuple[int, float], ...] = ()
-    """Step and loss of each look at the held-out part in the midst of training."""
 
     @property
     def served_name(self) -> str:
@@ -44,11 +43,21 @@ def write_report(finished: Finished) -> Path:
     return path
 
 
+def tell_report(finished: Finished) -> None:
+    """Write the page and announce where it is; a page that cannot be written is a warning, for all else is done."""
+    try:
+        path = write_report(finished)
+    except OSError as error:
+        announce("warning", f"No report was written: {error.strerror or error}.")
+    else:
+        announce("report", f"report: {path}", path=str(path))
+
+
 def page(finished: Finished) -> str:
     """Return the page."""
     sections = [
         ("", _numbers(finished)),
-        ("Loss", svg(losses(finished))),
+        ("Loss", svg(losses(finished.outcome))),
         ("Learning rate", svg(rates(finished.outcome))),
         ("Gradient norm", _optional(grad_norms(finished.outcome))),
         ("Answers before and after", _answers(finished)),
@@ -73,13 +82,14 @@ def _numbers(finished: Finished) -> str:
     return cards(values)
 
 
-def losses(finished: Finished) -> "Figure":
+def losses(outcome: Outcome) -> "Figure":
     """Return the training loss at every step, and the held-out loss where it was measured."""
-    outcome = finished.outcome
     figure, axes = new_figure()
     steps = [metrics.step for metrics in outcome.history]
     axes.plot(steps, [m.losses[0] for m in outcome.history], color=BLUE, linewidth=1.2, label="training (each step)")
-    looks = [(0, outcome.before.loss), *finished.held_out, (steps[-1], outcome.after[0].loss)]
+    looks = [(0, outcome.before.loss), *((look.step, look.loss) for look in outcome.held_out)]
+    looks.append((outcome.best.step if outcome.best else steps[-1], outcome.after[0].loss))
+    looks.sort()
     axes.plot([s for s, _ in looks], [loss for _, loss in looks], color=GREEN, marker="o", label="held-out")
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss per trained token")
