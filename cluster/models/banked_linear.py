@@ -58,8 +58,7 @@ class BankedLinear(nn.Module):
                 flat, weight, layer.bias, self.lora_A, self.lora_B, mask, blocks
             )
         else:
-            base = layer(x).reshape(len(flat), -1)
-            result = LoraUpdate.apply(base, flat, self.lora_A, self.lora_B, mask, blocks)  # type: ignore[no-untyped-call]
+            result = LoraUpdate.apply(layer(flat), flat, self.lora_A, self.lora_B, mask, blocks)  # type: ignore[no-untyped-call]
         return result.view(*x.shape[:-1], -1)
 
     def _is_plain(self, x: torch.Tensor) -> bool:

@@ -79,7 +79,7 @@ class LoraUpdate(torch.autograd.Function):
         mask: torch.Tensor | None,  # [N, d], bool
         blocks: Blocks,
     ) -> torch.Tensor:
-        result = result.clone()
+        ctx.mark_dirty(result)
         hidden = add_updates(result, _dropped(x, mask).to(lora_a.dtype), lora_a, lora_b, blocks)
         ctx.save_for_backward(x, hidden, lora_a, lora_b, mask)
         ctx.blocks = blocks
