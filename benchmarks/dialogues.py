@@ -6,9 +6,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 WORDS = (
-    "knife steel edge whetstone forge anvil hammer river rice fish kitchen handle magnolia order price letter week"
-    " morning sharp thin heavy warm cold wash dry oil rust polish send wrap open close ask show cut hold learn"
-).split()
+    *("knife", "steel", "edge", "whetstone", "forge", "anvil", "hammer", "river", "rice", "fish", "kitchen", "handle"),
+    *("order", "price", "letter", "week", "morning", "sharp", "thin", "heavy", "warm", "cold", "wash", "dry", "oil"),
+    *("rust", "polish", "send", "wrap", "open", "close", "ask", "show", "cut", "hold", "learn"),
+)
 
 Dialogue = list[dict[str, str]]
 

@@ -16,9 +16,7 @@ def job_of(settings: RunSettings, tokenizer: PreTrainedTokenizerBase) -> TrainJo
     examples = read_data_file(settings.data).examples
     data = tokenize(examples, tokenizer, max_length=card.max_position_embeddings, stop_token_ids=card.stop_token_ids)
     adapter = AdapterJob(
-        spec=AdapterSpec(
-            r=R, lora_alpha=2 * R, target_modules=card.target_modules, lora_dropout=settings.lora_dropout
-        ),
+        spec=AdapterSpec(r=R, lora_alpha=2 * R, target_modules=card.target_modules, lora_dropout=settings.lora_dropout),
         seed=0,
         num_steps=settings.num_steps,
         learning_rate=LEARNING_RATE,

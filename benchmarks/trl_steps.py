@@ -10,7 +10,7 @@ from benchmarks.training_run import matmul_rates
 from train_jobs.tokens import IGNORED
 
 
-class StepClock(TrainerCallback):
+class StepClock(TrainerCallback):  # type: ignore[misc]
     """Times each step and counts its tokens, and asks between the steps what the machine can do."""
 
     def __init__(self, model: nn.Module) -> None:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from cluster.errors import UserError
 from cluster.models.sample_attention import SampleAttention
 from train_jobs.batches import MicroBatch
+from train_jobs.head_loss import HeadLoss
 from train_jobs.tokens import IGNORED
 
 
@@ -35,9 +36,16 @@ class PackLoss(nn.Module):
         targets = batch.labels[:, 1:]
         labelled = targets != IGNORED  # [1, N - 1]
         hidden = self._decode(batch.input_ids, batch.position_ids)[:, :-1][labelled]  # [M, h]
-        logits = self.model.get_output_embeddings()(hidden).float()  # [M, V]
-        losses = nn.functional.cross_entropy(logits, targets[labelled], reduction="none")  # [M]
+        losses = self._cross_entropy(hidden, targets[labelled])  # [M]
         return losses.new_zeros(len(batch.counts)).index_add(0, batch.blocks[:, 1:][labelled], losses)
+
+    def _cross_entropy(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        head = self.model.get_output_embeddings()
+        # A head that learns needs its logits; one that ZeRO-3 has partitioned is whole only while it is called.
+        if type(head) is nn.Linear and not head.weight.requires_grad and len(head.weight):
+            losses: torch.Tensor = HeadLoss.apply(hidden, head.weight, head.bias, targets)  # type: ignore[no-untyped-call]
+            return losses
+        return nn.functional.cross_entropy(head(hidden).float(), targets, reduction="none")
 
     def _decode(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
         output = self.model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False)

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cluster.models.bank import AdapterBank
+from cluster.models.lean_layers import make_lean
 from cluster.models.whole_model import WholeModel
 from train_jobs.batches import DataOrder, MicroBatch
 from train_jobs.job import NO_ADAPTER, AdapterJob, TrainJob
@@ -136,6 +137,8 @@ def build_pack(
     `size` makes room for adapters that enter later.
     """
     bank = _trained_part(job, model, size)
+    if isinstance(bank, AdapterBank):
+        make_lean(model)
     _rest_dropout(model)
     if job.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

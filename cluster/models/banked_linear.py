@@ -5,6 +5,7 @@ B = rows, T = tokens, K = slots, R = largest rank, N = all tokens of a training 
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from cluster.models.lora_linear import LoraLinear, LoraUpdate
@@ -46,8 +47,16 @@ class BankedLinear(nn.Module):
                 result: torch.Tensor = self.base_layer(x)
                 return result
 
-    def _through_rows(self, x: torch.Tensor, rows: Rows) -> torch.Tensor:
+    def forward_gated(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """Return what `forward` gives for silu(`gate`) * `up`, which is computed anew in backward where that can be."""
+        rows = self.routing.current
+        if isinstance(rows, Rows) and self._is_plain(gate):
+            return self._through_rows(gate, rows, up)
+        return self(functional.silu(gate) * up)  # type: ignore[no-any-return]
+
+    def _through_rows(self, x: torch.Tensor, rows: Rows, up: torch.Tensor | None = None) -> torch.Tensor:
         flat = x.reshape(-1, x.shape[-1])  # [N, d_in]
+        flat_up = None if up is None else up.reshape(flat.shape)
         blocks = rows.blocks(x.shape)
         mask = dropout_mask(flat, rows, self.index) if rows.dropout else None
         layer = self.base_layer
@@ -55,7 +64,14 @@ class BankedLinear(nn.Module):
             # transformers' Conv1D holds its weight transposed.
             weight = layer.weight if isinstance(layer, nn.Linear) else layer.weight.T
             result: torch.Tensor = LoraLinear.apply(  # type: ignore[no-untyped-call]
-                flat, weight, layer.bias, self.lora_A, self.lora_B, mask, blocks
+                flat,
+                flat_up,
+                weight,
+                layer.bias,
+                self.lora_A,
+                self.lora_B,
+                mask,
+                blocks,
             )
         else:
             result = LoraUpdate.apply(layer(flat), flat, self.lora_A, self.lora_B, mask, blocks)  # type: ignore[no-untyped-call]

@@ -11,6 +11,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from cluster.models.gating import gated, gated_grads
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Blocks:
@@ -27,17 +29,18 @@ class Blocks:
 
 
 class LoraLinear(torch.autograd.Function):
-    """`x W^T + bias + scaling * (mask * x) A^T B`, with `W` and `bias` frozen.
+    """`x W^T + bias + scaling * (mask * x) A^T B`, with `W` and `bias` frozen; given `up`, of `silu(x) * up` for x.
 
     To autograd, base and update are two branches: each keeps a result of its own, and their sum, forwards and
     backwards, is one more pass over memory. Here the small products are added where the large ones were written. What
-    is kept is `x`, which other layers keep too, and a byte per value for its dropout.
+    is kept is `x` (and `up`), which other layers keep too, and a byte per value for its dropout.
     """
 
     @staticmethod
     def forward(  # noqa: D102 -- the class says it
         ctx: Any,
         x: torch.Tensor,  # [N, d]
+        up: torch.Tensor | None,  # [N, d]
         weight: torch.Tensor,  # [o, d]
         bias: torch.Tensor | None,  # [o]
         lora_a: torch.Tensor,  # [K, R, d]
@@ -45,25 +48,30 @@ class LoraLinear(torch.autograd.Function):
         mask: torch.Tensor | None,  # [N, d], bool
         blocks: Blocks,
     ) -> torch.Tensor:
-        result = functional.linear(x, weight, bias)  # [N, o]
-        hidden = add_updates(result, _dropped(x, mask), lora_a, lora_b, blocks)
-        ctx.save_for_backward(x, hidden, weight, lora_a, lora_b, mask)
+        inputs = x if up is None else gated(x, up)
+        result = functional.linear(inputs, weight, bias)  # [N, o]
+        hidden = add_updates(result, _dropped(inputs, mask), lora_a, lora_b, blocks)
+        ctx.save_for_backward(x, up, hidden, weight, lora_a, lora_b, mask)
         ctx.blocks = blocks
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: D102
-        x, hidden, weight, lora_a, lora_b, mask = ctx.saved_tensors
-        grad_hidden, grad_a, grad_b = update_grads(grad, _dropped(x, mask), hidden, lora_a, lora_b, ctx.blocks)
-        grad_x = None
+        x, up, hidden, weight, lora_a, lora_b, mask = ctx.saved_tensors
+        inputs = _dropped(x if up is None else gated(x, up), mask)
+        grad_hidden, grad_a, grad_b = update_grads(grad, inputs, hidden, lora_a, lora_b, ctx.blocks)
+        del inputs
+        grad_x = grad_up = None
         if ctx.needs_input_grad[0]:
             grad_x = torch.mm(grad, weight)
             if mask is None:
                 _add_products(grad_x, grad_hidden, lora_a, ctx.blocks)
             else:
                 grad_x += _products(grad_hidden, lora_a, ctx.blocks) * mask
-        return grad_x, None, None, grad_a, grad_b, None, None
+            if up is not None:
+                grad_x, grad_up = gated_grads(grad_x, x, up)
+        return grad_x, grad_up, None, None, grad_a, grad_b, None, None
 
 
 class LoraUpdate(torch.autograd.Function):
