@@ -137,7 +137,7 @@ def build_pack(
     `size` makes room for adapters that enter later.
     """
     bank = _trained_part(job, model, size)
-    if isinstance(bank, AdapterBank):
+    if isinstance(bank, AdapterBank) and job.deepspeed_zero is None:  # ZeRO-3 gathers weights module by module
         make_lean(model)
     _rest_dropout(model)
     if job.gradient_checkpointing:
