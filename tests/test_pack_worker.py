@@ -17,7 +17,7 @@ from train_jobs.job import AdapterJob
 from train_jobs.pack import PackSize
 from train_jobs.step import train_step
 from tune_spaces.pack_worker import PackWorker
-from tune_spaces.trial import DIVERGED_LOSS
+from tune_spaces.trial import DIVERGED_LOSS, entry_of
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -88,6 +88,17 @@ def test_a_trial_goes_on_in_another_worker_as_if_nothing_had_happened(card: Mode
     ended = second.advance("x", 8)
     alone = [loss for (loss,) in losses_of(job_of(card, run))]
     assert [*begun.losses, *ended.losses] == pytest.approx(alone, abs=1e-5)
+
+
+def test_who_gives_a_slot_back_late_takes_it_from_nobody(card: ModelCard) -> None:
+    worker = worker_of(card, num_slots=1)
+    before, after = entry_of("trial"), entry_of("trial")
+    assert worker.enter(before, adapter(1))
+    worker.advance(before, 2)
+    assert worker.enter(after, adapter(1), worker.state(before))
+    worker.leave(before)
+    assert worker.advance(after, 4).step == 4
+    assert not worker.enter(entry_of("trial-2"), adapter(2))
 
 
 def test_a_trial_that_diverges_ends_at_once_and_disturbs_nobody(card: ModelCard) -> None:

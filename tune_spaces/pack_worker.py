@@ -23,7 +23,7 @@ from train_jobs.job import AdapterJob, TrainJob
 from train_jobs.pack import PackSize, build_pack
 from train_jobs.step import train_step
 from tune_spaces.halving import release_order
-from tune_spaces.trial import DIVERGED_LOSS, Trial, TrialReport
+from tune_spaces.trial import DIVERGED_LOSS, Trial, TrialReport, is_same_trial
 from tune_spaces.trial_state import TrialState, put_state, take_state
 
 Result = TypeVar("Result")
@@ -56,7 +56,10 @@ class PackWorker:
         return self._size.num_slots - len(self._trials)
 
     def enter(self, trial_id: str, adapter: AdapterJob, state: TrialState | None = None) -> bool:
-        """Give a trial a slot, from its start or from `state`; False when there is none left."""
+        """Give a trial a slot, from its start or from `state`; False when there is none left.
+
+        An entry of the same trial under another id goes: whoever made it has yet to notice that the trial moved on.
+        """
         return self._call(lambda: self._enter(trial_id, adapter, state))
 
     def leave(self, trial_id: str) -> None:
@@ -200,6 +203,8 @@ class PackWorker:
             self._arrived.append((trials[index], trials[index].report(held_out[index])))
 
     def _enter(self, trial_id: str, adapter: AdapterJob, state: TrialState | None) -> bool:
+        for before in [other for other in self._trials if is_same_trial(other, trial_id)]:
+            self._leave(before)
         free = self._free_slots()
         if not free:
             return False

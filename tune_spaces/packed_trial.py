@@ -12,7 +12,7 @@ from ray.actor import ActorHandle
 
 from cluster.errors import UserError
 from tune_spaces.shared import Shared
-from tune_spaces.trial import DIVERGED_LOSS, TrialReport
+from tune_spaces.trial import DIVERGED_LOSS, TrialReport, entry_of
 from tune_spaces.trial_jobs import ADAPTER_FOLDER, adapter_job, size_metrics
 
 STATE_FILE = "state.pkl"
@@ -75,7 +75,7 @@ class PackedTrial(tune.Trainable):  # type: ignore[misc] # Ray's interface of a 
             self._worker = None
 
     def _enter(self, config: Mapping[str, Any], state: Any = None) -> None:
-        self._name: str = self.trial_id
+        self._name: str = entry_of(self.trial_id)
         self._adapter = adapter_job(self._shared.default, config)
         for worker in self._shared.workers:
             if ray.get(worker.enter.remote(self._name, self._adapter, state)):

@@ -1,11 +1,26 @@
 """A trial in a slot of a pack, and what it reports."""
 
 import math
+import secrets
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 DIVERGED_LOSS = 1e9
 """Stands for infinity and for what is no number; schedulers and searchers cannot compare those."""
+
+
+def entry_of(trial_id: str) -> str:
+    """Return a new id under which a trial enters a worker.
+
+    Ray Tune may let a trial go on in another actor before the one before has given its slot back: that one leaves under
+    its own id, and not under the trial's.
+    """
+    return f"{trial_id}#{secrets.token_hex(4)}"
+
+
+def is_same_trial(entry: str, other: str) -> bool:
+    """Return whether two ids of `entry_of` belong to one trial."""
+    return entry.partition("#")[0] == other.partition("#")[0]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -113,6 +113,7 @@ class Watch(tune.Callback):  # type: ignore[misc] # Ray's hook
             trial,
             state="running",
             step=result["step"],
+            num_steps=outline.num_steps,
             value=value,
             training_loss=result["training_loss"],
         )
