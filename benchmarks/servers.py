@@ -43,7 +43,7 @@ def serve_instance() -> Iterator[str]:
     for name, value in SERVE_SETTINGS.items():  # as `kajiya up` starts Ray; the peer on Ray Serve has them, too
         os.environ.setdefault(name, value)
     # Ray counts reservations, not cores: two applications may be there at once, and one of them is idle.
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
+    ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         yield f"http://127.0.0.1:{port}"

@@ -133,7 +133,7 @@ def run(home: Path, num_samples: int) -> dict[str, float]:
         max_length=request.max_length,
         num_workers=NUM_WORKERS,
     )
-    ray.init(num_cpus=NUM_WORKERS, include_dashboard=False, log_to_driver=False, object_store_memory=256 * MIB)
+    ray.init("local", num_cpus=NUM_WORKERS, include_dashboard=False, log_to_driver=False, object_store_memory=256 * MIB)
     store = new_run("streaming", None)
     store.write_record(b"{}")  # by which workers see that it is the same place for them
     with watched() as peaks, kept_until_registered(store):

@@ -27,7 +27,7 @@ def serving(args: ServeArgs, *, through_proxy: bool = False) -> Iterator[str]:
     """
     port = free_port()
     # Sockets live in the folder, and their paths must be short.
-    ray.init(num_cpus=2, include_dashboard=False, _temp_dir=f"/tmp/kj{port}", log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, _temp_dir=f"/tmp/kj{port}", log_to_driver=False)
     try:
         if through_proxy:
             serve.start(http_options={"host": "127.0.0.1", "port": port})

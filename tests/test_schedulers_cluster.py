@@ -47,7 +47,7 @@ def job(card: ModelCard) -> TrainJob:
 @pytest.fixture(scope="module")
 def worker(job: TrainJob) -> Iterator[ActorHandle]:
     quiet_ray()
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
     size = PackSize(num_slots=NUM_SLOTS, max_r=4, target_modules=job.adapters[0].spec.target_modules)
     remote = ray.remote(PackWorker).options(max_concurrency=2 * NUM_SLOTS + 3)
     yield remote.remote(replace(job, adapters=()), size, reduction_factor=4)
