@@ -18,6 +18,7 @@ from cluster.home import KEY_VARIABLE
 from serve_apps.adapters_command import adapters, exact_version
 from serve_apps.keys_command import check_host, has_keys, keys
 from train_jobs import data_command, eval_command, jobs_command, train_command
+from train_jobs.command_line import PASS_ON
 from tune_spaces import tune_command
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -148,8 +149,8 @@ def down() -> None:
         out.print("Nothing to stop.")
 
 
-app.command(context_settings=tune_command.PASS_ON, add_help_option=False)(train_command.train)
-app.command(context_settings=tune_command.PASS_ON, add_help_option=False)(tune_command.tune)
+app.command(context_settings=PASS_ON, add_help_option=False)(train_command.train)
+app.command(context_settings=PASS_ON, add_help_option=False)(tune_command.tune)
 
 
 @app.command()

@@ -15,13 +15,10 @@ from pathlib import Path
 import psutil
 import ray
 from ray.cluster_utils import Cluster
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from cluster.catalog import find
-from cluster.hardware import detect
-from cluster.models.embedded import embedded_folder
-from cluster.plan import plan_training
+from benchmarks.random_model import write_random_model
 from train_jobs.arguments import read_arguments
+from train_jobs.finetune import check
 from train_jobs.job import TrainJob
 from train_jobs.launch import launch
 from train_jobs.loop import Outcome
@@ -65,12 +62,7 @@ class Ground:
         is_sharded: bool = False,
     ) -> Outcome:
         """Train to the end, from where `run` is."""
-        job = replace(
-            self.job,
-            checkpoint_steps=checkpoint_steps,
-            gradient_accumulation_steps=2 // actual_workers,
-            deepspeed_zero=ZERO if is_sharded else None,
-        )
+        job = replace(job_for(self.job, actual_workers, is_sharded=is_sharded), checkpoint_steps=checkpoint_steps)
         return launch(job, run, num_workers=actual_workers, min_workers=min_workers, use_gpu=False)
 
     def train_elsewhere_and_kill(
@@ -161,29 +153,23 @@ def ground(folder: Path) -> Iterator[Ground]:
 
 def small_job(folder: Path) -> TrainJob:
     """Return a job of `NUM_STEPS` steps on a random model, for two workers."""
-    tokenizer = AutoTokenizer.from_pretrained(embedded_folder())
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    model = write_random_model(folder / "model")
     with (folder / "chats.jsonl").open("w") as file:
         for i in range(60):
             turns = [{"role": "user", "content": f"Say {i}."}, {"role": "assistant", "content": f"{i}! " * (1 + i % 7)}]
             file.write(f"{json.dumps({'messages': turns})}\n")
-    words = ["--model", str(folder / "model"), "--data", str(folder / "chats.jsonl"), "--name", "kill"]
+    words = ["--model", str(model), "--num-workers", "2", "--data", str(folder / "chats.jsonl"), "--name", "kill"]
     words += ["--max-steps", str(NUM_STEPS), "--set", "effective_batch_size=8", "--set", "micro_batch_size=4"]
+    words += ["--checkpoint-steps", "20"]
     request = read_arguments([*words, "--set", "lr_scheduler_type=constant_with_warmup"])
-    plan = plan_training(find(request.model), detect(), overrides=request.overrides, num_workers=2)
+    plan = check(request)
     return build_job(request, plan, read_data(request, plan))
+
+
+def job_for(job: TrainJob, num_workers: int, *, is_sharded: bool) -> TrainJob:
+    """Return `job`, which is meant for two workers, for another number of them and the same batch."""
+    accumulation = 2 // num_workers
+    return replace(job, gradient_accumulation_steps=accumulation, deepspeed_zero=ZERO if is_sharded else None)
 
 
 def workers() -> list[psutil.Process]:
@@ -203,10 +189,4 @@ def wait_for(is_so: Callable[[], bool], timeout_s: float = 180) -> None:
 
 if __name__ == "__main__":
     job, run, num_workers, is_sharded = pickle.loads(Path(sys.argv[1]).read_bytes())  # noqa: S301 -- our own
-    job = replace(
-        job,
-        checkpoint_steps=20,
-        gradient_accumulation_steps=2 // num_workers,
-        deepspeed_zero=ZERO if is_sharded else None,
-    )
-    launch(job, run, num_workers=num_workers, use_gpu=False)
+    launch(job_for(job, num_workers, is_sharded=is_sharded), run, num_workers=num_workers, use_gpu=False)

@@ -21,6 +21,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.random_model import write_random_model
 from benchmarks.servers import serve_instance
 from benchmarks.soak_clients import Soak
 from cluster.models.embedded import embedded_folder
@@ -45,7 +46,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with TemporaryDirectory(prefix="kajiya-soak-") as home:
         embedded_folder()  # before the state folder is another
-        model = arguments.model or str(random_model(Path(home) / "random"))
+        model = arguments.model or str(write_random_model(Path(home) / "random"))
         os.environ["KAJIYA_HOME"] = f"{home}/state"
         with serve_instance() as url:
             result = soak(url, model, arguments.streams, arguments.tokens, arguments.minutes * 60)
@@ -53,27 +54,6 @@ def main() -> None:
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
     raise SystemExit(bool(result["broken"]))
-
-
-def random_model(folder: Path) -> Path:
-    """Write a random Llama of two layers with SmolLM2's tokenizer."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    tokenizer = AutoTokenizer.from_pretrained(embedded_folder())
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def soak(url: str, model: str, num_streams: int, max_tokens: int, seconds: float) -> dict[str, Any]:

@@ -13,15 +13,12 @@ from pathlib import Path
 
 import psutil
 import ray
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from benchmarks.random_model import write_random_model
 from benchmarks.streaming import MIB, PROCESSES
-from cluster.catalog import find
-from cluster.hardware import detect
-from cluster.models.embedded import embedded_folder
-from cluster.plan import plan_training
 from train_jobs import token_cache
 from train_jobs.arguments import Request
+from train_jobs.finetune import check
 from train_jobs.launch import kept_until_registered, launch
 from train_jobs.prepare import build_job, read_data
 from train_jobs.run_store import new_run
@@ -43,24 +40,6 @@ def write_dialogues(path: Path, num_samples: int) -> None:
                 {"role": "assistant", "content": f"{said}."},
             ]
             file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
-
-
-def write_model(folder: Path) -> None:
-    """Write a random model of two narrow layers, with SmolLM2's tokenizer and chat template."""
-    tokenizer = AutoTokenizer.from_pretrained(embedded_folder())
-    tokenizer.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
 
 
 @contextmanager
@@ -120,19 +99,10 @@ def run(home: Path, num_samples: int) -> dict[str, float]:
     """Return every number of this size."""
     os.environ["KAJIYA_HOME"] = str(home)
     token_cache.LARGE_BYTES = 0  # all sizes take the way of large ones
-    data, model = home / "dialogues.jsonl", home / "model"
+    data = home / "dialogues.jsonl"
     write_dialogues(data, num_samples)
-    write_model(model)
-    request = request_of(model, data)
-    plan = plan_training(
-        find(request.model),
-        detect(),
-        method="lora",
-        precision="fp32",
-        overrides=request.overrides,
-        max_length=request.max_length,
-        num_workers=NUM_WORKERS,
-    )
+    request = request_of(write_random_model(home / "model"), data)
+    plan = check(request)
     ray.init("local", num_cpus=NUM_WORKERS, include_dashboard=False, log_to_driver=False, object_store_memory=256 * MIB)
     store = new_run("streaming", None)
     store.write_record(b"{}")  # by which workers see that it is the same place for them

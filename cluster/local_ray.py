@@ -10,6 +10,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -18,6 +19,7 @@ from cluster.home import kajiya_home, make_home_folder
 
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 8.0
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 TOKEN_FILE = Path("~/.ray/auth_token")
 """Where Ray keeps the token of this user's clusters."""
 SERVE_SETTINGS = {
@@ -66,6 +68,17 @@ def use_token() -> None:
     """Let Ray's clients in this process send the user's token, unless the user decided otherwise."""
     if TOKEN_FILE.expanduser().is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def is_on_this_machine(url: str) -> bool:
+    """Return whether `url` is that of a cluster of this machine."""
+    return urlsplit(url).hostname in LOOPBACK
+
+
+def is_cluster_here() -> bool:
+    """Return whether commands work on this machine: another one has its own hardware, state and models."""
+    url = os.environ.get("RAY_API_SERVER_ADDRESS")
+    return url is None or is_on_this_machine(url)
 
 
 def dashboard_url() -> str:

@@ -17,7 +17,7 @@ from cluster.presets import (
     nominal_billions,
 )
 from cluster.training_wishes import TrainingWishes
-from cluster.traps import ImpossibleCombination
+from cluster.traps import FULL_FP16, ImpossibleCombination
 
 LORA_FIELDS = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "loraplus_lr_ratio")
 
@@ -45,12 +45,7 @@ def choose_method(
     log.decide("method", method, "user", "asked for")
     if method == "qlora":
         return method, _quantized(card, hardware, log, wishes, fits_fp32=fits_fp32)
-    if wishes.precision is not None or nominal_billions(card) < 7:
-        plain = replace(card, recommended_precision=None) if wishes.precision is None else card
-        return method, choose_precision(plain, hardware, log, wanted=wishes.precision, fits_fp32=fits_fp32)
-    precision = half_precision(hardware)
-    log.decide("precision", precision, "user", f"method '{method}' was asked for, which trains on unquantized weights")
-    return method, precision
+    return method, _unquantized(card, hardware, log, wishes, method, fits_fp32=fits_fp32)
 
 
 def _check(card: ModelCard, wishes: TrainingWishes, method: Method) -> None:
@@ -74,6 +69,27 @@ def _quantized(card: ModelCard, hardware: Hardware, log: Log, wishes: TrainingWi
     choose_precision(card, hardware, Log(), wanted="nf4", fits_fp32=fits_fp32)
     log.decide("precision", "nf4", "user", "method 'qlora' was asked for, which trains on 4-bit weights")
     return "nf4"
+
+
+def _unquantized(
+    card: ModelCard, hardware: Hardware, log: Log, wishes: TrainingWishes, method: Method, *, fits_fp32: bool
+) -> Precision:
+    trial = Log()
+    if wishes.precision is not None or nominal_billions(card) < 7:
+        plain = replace(card, recommended_precision=None) if wishes.precision is None else card
+        precision = choose_precision(plain, hardware, trial, wanted=wishes.precision, fits_fp32=fits_fp32)
+    else:
+        precision = half_precision(hardware)
+        why = f"method '{method}' was asked for, which trains on unquantized weights"
+        trial.decide("precision", precision, "user", why)
+    if method == "full" and precision == "fp16":
+        if wishes.precision is not None:
+            raise ImpossibleCombination(FULL_FP16)
+        log.decide("precision", "fp32", "hardware", "the GPU has no bf16, and weights in fp16 lose small updates")
+        return "fp32"
+    log.decisions += trial.decisions
+    log.warn(*trial.warnings)
+    return precision
 
 
 def lora_settings(card: ModelCard, wishes: TrainingWishes, log: Log) -> LoraPreset:

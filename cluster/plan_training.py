@@ -142,11 +142,17 @@ def _plan(card: ModelCard, hardware: Hardware, wishes: TrainingWishes) -> Traini
     if fitting is None:
         raise _does_not_fit(first, hardware, wishes)
     load, batch = fitting
+    _refuse(load)
     explain(load, batch, first, hardware, wishes, log)
     explain_layout(card, load.layout, hardware, wishes, log, precision, dtype)
     rate = learning_rate(method, wishes, log)
     log.warn(traps.no_chat_template(card))
     return _finish(load, batch, rate, hardware, log)
+
+
+def _refuse(load: TrainingLoad) -> None:
+    if load.lora is not None and load.lora.loraplus_lr_ratio != 1 and load.layout.zero_stage:
+        raise traps.ImpossibleCombination(traps.LORAPLUS_ZERO)
 
 
 def _fits_fp32(card: ModelCard, hardware: Hardware, wishes: TrainingWishes) -> bool:

@@ -26,6 +26,8 @@ ZERO3_4BIT = (
     "ZeRO-3 shards 4-bit weights only with bnb_4bit_quant_storage equal to the model's dtype; "
     "prove it with a short run first."
 )
+FULL_FP16 = "Full fine-tuning in fp16 loses small updates: use precision fp32, or bf16 on a GPU that has it."
+LORAPLUS_ZERO = "loraplus_lr_ratio is not proven under DeepSpeed; use --set strategy=ddp."
 ZERO3_8BIT = "ZeRO-3 cannot shard int8 or GPTQ weights: use ZeRO-2 or DDP, or nf4 with bnb_4bit_quant_storage."
 MODELFILE_TEMPLATE = (
     "The specification's Modelfile template [INST] ... [/INST] and its stop words fit Llama-2 models only: "

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from cluster.model_card import Precision
 from cluster.presets import Method
-from train_jobs.command_line import Parser, UsageError, count, positive
+from train_jobs.command_line import Parser, UsageError, count, positive, settings
 from train_jobs.messages import TrainOn
 
 DEFAULTS: dict[str, Any] = {"epochs": 3.0, "train_on": "all", "seed": 0, "set": []}
@@ -85,11 +85,8 @@ def read_arguments(argv: Sequence[str]) -> Request:
     if "early_stopping_patience" in given and "eval_steps" not in given:
         raise UsageError("--early-stopping-patience counts looks at the held-out part; say how often: --eval-steps 20.")
     words: dict[str, Any] = {field.name: None for field in fields(Request)} | DEFAULTS | given
-    settings = words.pop("set")
-    wrong = [setting for setting in settings if "=" not in setting]
-    if wrong:
-        raise UsageError(f"--set {wrong[0]}: write it as field=value, as in --set r=8.")
-    return Request(**words | {"overrides": dict(setting.split("=", 1) for setting in settings)})
+    overrides = settings("--set", words.pop("set"), how="as field=value, as in --set r=8")
+    return Request(**words | {"overrides": overrides})
 
 
 def _given(argv: Sequence[str]) -> dict[str, Any]:

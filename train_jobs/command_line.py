@@ -17,12 +17,29 @@ class UsageError(UserError, ValueError):
     """An argument that is missing, unknown or malformed."""
 
 
+PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
+"""Of a typer command, to the job's own parser: the options are written down once."""
+
+
+def job_words(given: Sequence[str]) -> list[str]:
+    """Return the arguments of a job from those of its command, which may begin with the model alone."""
+    return ["--model", *given] if given and not given[0].startswith("-") else list(given)
+
+
 class Parser(argparse.ArgumentParser):
     """Raises `UsageError` where argparse would print its usage and exit."""
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse has to say."""
         raise UsageError(f"{message}; --help shows the arguments.")
+
+
+def settings(flag: str, given: Sequence[str], *, how: str) -> dict[str, str]:
+    """Return the values of `flag`, which may come several times, by field; raises `UsageError`, which says `how`."""
+    wrong = [setting for setting in given if "=" not in setting]
+    if wrong:
+        raise UsageError(f"{flag} {wrong[0]}: write it {how}.")
+    return dict(setting.split("=", 1) for setting in given)
 
 
 def count(text: str) -> int:

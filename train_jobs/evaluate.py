@@ -55,38 +55,31 @@ def evaluate(pack: Pack, tokenizer: PreTrainedTokenizerBase, *, slot: int | None
     )
 
 
-@torch.no_grad()
 def held_out_loss(pack: Pack, *, slot: int | None) -> float:
     """Return the mean loss over all trained tokens of the held-out part; the workers share the work."""
-    pack.module.eval()
-    total = torch.zeros(1, device=pack.accelerator.device, dtype=torch.float64)
-    shortest_first = sorted(pack.job.held_out, key=lambda sample: len(sample.input_ids))
-    for samples in _my_share(pack, shortest_first):
-        batch = collate([samples], device=pack.accelerator.device)
-        with pack.routed(batch, [] if slot is None else [slot]):
-            total += pack.loss(batch)
-    pack.module.train()
-    summed = float(total if _is_repeated(pack) else pack.accelerator.reduce(total, "sum"))
-    return summed / sum(sample.num_trained_tokens for sample in pack.job.held_out)
+    return _losses(pack, [] if slot is None else [slot])[0]
 
 
 def held_out_losses(pack: Pack, slots: Sequence[int]) -> list[float]:
-    """Return the held-out loss of each adapter in `slots`, all of them in the same passes; for a single worker."""
-    if not slots:
-        return []
+    """Return the held-out loss of each adapter in `slots`, all of them in the same passes."""
+    return _losses(pack, slots) if slots else []
+
+
+@torch.no_grad()
+def _losses(pack: Pack, slots: Sequence[int]) -> list[float]:
+    """Return the loss of each adapter; without slots, that of the bare base."""
     pack.module.eval()
-    totals = torch.zeros(len(slots), device=pack.accelerator.device, dtype=torch.float64)
+    num_blocks = max(1, len(slots))
+    totals = torch.zeros(num_blocks, device=pack.accelerator.device, dtype=torch.float64)
     shortest_first = sorted(pack.job.held_out, key=lambda sample: len(sample.input_ids))
-    num_rows = max(1, EVALUATION_ROWS // len(slots))
-    with torch.no_grad():
-        for start in range(0, len(shortest_first), num_rows):
-            samples = shortest_first[start : start + num_rows]
-            batch = collate([samples] * len(slots), device=pack.accelerator.device)
-            with pack.routed(batch, slots):
-                totals += pack.loss(batch)
+    for samples in _my_share(pack, shortest_first, num_rows=max(1, EVALUATION_ROWS // num_blocks)):
+        batch = collate([samples] * num_blocks, device=pack.accelerator.device)
+        with pack.routed(batch, slots):
+            totals += pack.loss(batch)
     pack.module.train()
+    summed = totals if _is_repeated(pack) else pack.accelerator.reduce(totals, "sum")
     count = sum(sample.num_trained_tokens for sample in pack.job.held_out)
-    return [float(total) / count for total in totals]
+    return [float(total) / count for total in summed]
 
 
 def _answers(pack: Pack, tokenizer: PreTrainedTokenizerBase, slot: int | None) -> list[str]:
@@ -104,12 +97,14 @@ def _is_repeated(pack: Pack) -> bool:
     return is_zero3(pack.accelerator)
 
 
-def _my_share(pack: Pack, shortest_first: Sequence[Item]) -> Iterator[Sequence[Item]]:
+def _my_share(
+    pack: Pack, shortest_first: Sequence[Item], *, num_rows: int = EVALUATION_ROWS
+) -> Iterator[Sequence[Item]]:
     """Yield this worker's part in batches. Every worker gets its share of short and long ones, its batches do not."""
     first, every = pack.accelerator.process_index, pack.accelerator.num_processes
     mine = shortest_first if _is_repeated(pack) else shortest_first[first::every]
-    for start in range(0, len(mine), EVALUATION_ROWS):
-        yield mine[start : start + EVALUATION_ROWS]
+    for start in range(0, len(mine), num_rows):
+        yield mine[start : start + num_rows]
 
 
 def _through(pack: Pack, slot: int | None, num_rows: int) -> AbstractContextManager[None]:

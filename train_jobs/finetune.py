@@ -7,18 +7,24 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.catalog import find
 from cluster.hardware import detect
 from cluster.hub import ensure_available
 from cluster.manifest import Manifest
 from cluster.model_card import ModelCard
-from cluster.plan import plan_training
+from cluster.plan import TrainingPlan, plan_training
 from cluster.registry import AdapterVersion, check_name
 from train_jobs.arguments import Request, Resume, read_arguments, read_resume
 from train_jobs.command_line import run_command
 from train_jobs.data import check_beginning
 from train_jobs.progress import announce
+
+if TYPE_CHECKING:
+    from train_jobs.job import TrainJob
+    from train_jobs.prepare import Data
+    from train_jobs.run_store import RunStore
 
 
 def finetune(asked: Request | Resume) -> AdapterVersion | Path:
@@ -32,6 +38,31 @@ def finetune(asked: Request | Resume) -> AdapterVersion | Path:
     from train_jobs.run_store import new_run
 
     request, run, record = resumed(asked) if isinstance(asked, Resume) else (asked, None, None)
+    plan = check(request)
+
+    # From here on it takes seconds: torch, transformers and Ray are imported.
+    from train_jobs.prepare import build_job, describe, read_data
+
+    run = run or new_run(request.name, request.storage)
+    data = read_data(request, plan)
+    job = build_job(request, plan, data)
+    for warning in plan.warnings:
+        announce("warning", warning)
+    announce("plan", describe(plan.card, plan, job))
+    if record is None:
+        run.write_record(RunRecord.of(request, data.file.sha256, job).model_dump_json(indent=2).encode())
+    else:
+        record.check(data.file.sha256, job, run)
+    announce("run", f"run {run.run}: if it is killed, go on with --resume {run.run}", run=run.run)
+    return _train(request, plan, data, job, run)
+
+
+def check(request: Request) -> TrainingPlan:
+    """Return the plan, once all that is cheap to check has been checked.
+
+    Raises:
+        UserError: Model, name, settings or data are not what can be trained.
+    """
     card = find(request.model)
     check_name(request.name)
     plan = plan_training(
@@ -46,25 +77,17 @@ def finetune(asked: Request | Resume) -> AdapterVersion | Path:
     for path in filter(None, (request.data, request.eval_data)):
         check_beginning(path)
     ensure_available(card)
+    return plan
 
-    # From here on it takes seconds: torch, transformers and Ray are imported.
+
+def _train(
+    request: Request, plan: TrainingPlan, data: "Data", job: "TrainJob", run: "RunStore"
+) -> AdapterVersion | Path:
     from train_jobs.launch import kept_until_registered, launch
     from train_jobs.loop import adapter_folder
-    from train_jobs.prepare import build_job, describe, read_data
     from train_jobs.register import origin, register
     from train_jobs.report import Finished, tell_report
 
-    run = run or new_run(request.name, request.storage)
-    data = read_data(request, plan)
-    job = build_job(request, plan, data)
-    for warning in plan.warnings:
-        announce("warning", warning)
-    announce("plan", describe(card, plan, job))
-    if record is None:
-        run.write_record(RunRecord.of(request, data.file.sha256, job).model_dump_json(indent=2).encode())
-    else:
-        record.check(data.file.sha256, job, run)
-    announce("run", f"run {run.run}: if it is killed, go on with --resume {run.run}", run=run.run)
     with kept_until_registered(run), tempfile.TemporaryDirectory() as cache:
         outcome = launch(
             job,
@@ -75,14 +98,14 @@ def finetune(asked: Request | Resume) -> AdapterVersion | Path:
         )
         folder = adapter_folder(run.result(Path(cache)), 0)
         if plan.lora is None:
-            return _keep(folder, origin(request.name, plan=plan, job=job, data=data, outcome=outcome), card)
+            return _keep(folder, origin(request.name, plan=plan, job=job, data=data, outcome=outcome), plan.card)
         version = register(folder, request.name, plan=plan, job=job, data=data, outcome=outcome)
     tell_report(Finished(manifest=version.manifest, questions=data.questions, outcome=outcome))
-    before, after = outcome.before, outcome.after[0]
+    before, after, name = outcome.before, outcome.after[0], f"{plan.card.name}:{request.name}"
     announce(
         "registered",
         f"registered {version.served_name}: held-out loss {before.loss:.4f} -> {after.loss:.4f}. "
-        f"It is served as {card.name}:{request.name}; ask it with `kajiya chat {card.name}:{request.name}`",
+        f"It is served as {name}; ask it with `kajiya chat {name}`",
         version=version.served_name,
     )
     return version

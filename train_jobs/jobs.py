@@ -14,7 +14,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from cluster.errors import UserError
 from train_jobs.progress import PREFIX
 
-KINDS = {"train_jobs.finetune": "train", "tune_spaces.search": "tune", "train_jobs.tokenize_data": "data"}
+KINDS = {"train_jobs.finetune": "train", "tune_spaces.search": "tune"}
 """What `kajiya` submits, by the module that runs."""
 STOP_TIMEOUT_S = 30.0
 """Ray kills a job that does not end within seconds of being asked to."""
@@ -35,10 +35,10 @@ class Job:
 
     id: str
     kind: str
-    """`train`, `tune` or `data`; empty for a job of somebody else."""
+    """`train` or `tune`; empty for a job of somebody else."""
     model: str
     name: str
-    """Of the adapter or the data."""
+    """Of the adapter."""
     state: str
     """`pending`, `running`, `succeeded`, `failed` or `stopped`."""
     step: int | None

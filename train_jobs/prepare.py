@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cluster.errors import UserError
 from cluster.model_card import ModelCard
 from cluster.models.adapter_spec import AdapterSpec
 from cluster.models.base import load_tokenizer
@@ -24,10 +23,6 @@ NUM_CHECKPOINTS = 10
 """Checkpoints over a run, unless asked otherwise: a killed worker costs a tenth of it at most."""
 MIN_STEPS_PER_EPOCH = 10
 """Below it the batch is large for the data: few updates teach little."""
-
-
-class UnsupportedPlanError(UserError, NotImplementedError):
-    """A plan that this version cannot carry out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,15 +88,7 @@ def _announce(data: Data, plan: TrainingPlan) -> None:
 
 
 def build_job(request: Request, plan: TrainingPlan, data: Data) -> TrainJob:
-    """Return the job that carries out `plan` on `data`.
-
-    Raises:
-        UnsupportedPlanError: Full fine-tuning in fp16, or LoRA+ under DeepSpeed.
-    """
-    if plan.lora is None and plan.compute_dtype == "float16":
-        raise UnsupportedPlanError("Full fine-tuning in fp16 loses small gradients; use --precision fp32 or bf16.")
-    if plan.lora is not None and plan.lora.loraplus_lr_ratio != 1 and plan.strategy == "deepspeed":
-        raise UnsupportedPlanError("loraplus_lr_ratio is not proven under DeepSpeed; use --set strategy=ddp.")
+    """Return the job that carries out `plan` on `data`."""
     steps_per_epoch = -(-len(data.train.samples) // plan.effective_batch_size)
     if steps_per_epoch < MIN_STEPS_PER_EPOCH and plan.effective_batch_size > 2 * plan.num_workers:
         announce(

@@ -10,15 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
-from urllib.parse import urlsplit
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.errors import UserError
+from cluster.local_ray import is_on_this_machine
 from train_jobs.jobs import job_client, metadata_of
 from train_jobs.progress import PREFIX
-
-LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
 class JobFailed(UserError, RuntimeError):
@@ -34,7 +32,7 @@ def submit(dashboard_url: str, module: str, arguments: Sequence[str], files: Seq
     """
     client = job_client(dashboard_url)
     metadata = metadata_of([module, *arguments])
-    if urlsplit(dashboard_url).hostname in LOOPBACK:
+    if is_on_this_machine(dashboard_url):
         absolute = {str(file): str(file.resolve()) for file in files}
         words = [sys.executable, "-m", module, *(absolute.get(word, word) for word in arguments)]
         return str(client.submit_job(entrypoint=shlex.join(words), metadata=metadata))

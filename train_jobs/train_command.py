@@ -1,17 +1,16 @@
 """`kajiya train`: submit a fine-tuning run as a Ray job, and watch it as a progress bar."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
 
 from cluster.catalog import find
-from cluster.local_ray import dashboard_url
+from cluster.local_ray import dashboard_url, is_cluster_here
 from cluster.registry import check_name
 from train_jobs.arguments import Request, Resume, parser, read_arguments, read_resume
+from train_jobs.command_line import job_words
 from train_jobs.data import check_beginning
 from train_jobs.records import HUB_PREFIX
 from train_jobs.run_store import find_run
@@ -22,12 +21,10 @@ out = Console()
 
 def train(context: typer.Context) -> None:
     """Fine-tune MODEL on the cluster and follow the job: `ray job submit -- python -m train_jobs.finetune`."""
-    words = list(context.args)
+    words = job_words(context.args)
     if not words or "--help" in words:
         parser(USAGE).print_help()
         return
-    if not words[0].startswith("-"):
-        words.insert(0, "--model")
     asked = read_resume(words) or read_arguments(words)
     files = [file for file in (asked.data, asked.eval_data) if file is not None]
     _check(asked, files)
@@ -50,15 +47,7 @@ def _check(asked: Request | Resume, files: Sequence[str]) -> None:
     if isinstance(asked, Request):
         find(asked.model)
         check_name(asked.name)
-    elif _is_here():
+    elif is_cluster_here():
         find_run(asked.run, asked.storage)
     for file in files:
         check_beginning(file)
-
-
-def _is_here() -> bool:
-    """Return whether the cluster is this machine; another one keeps its own runs."""
-    from train_jobs.submit import LOOPBACK
-
-    url = os.environ.get("RAY_API_SERVER_ADDRESS")
-    return url is None or urlsplit(url).hostname in LOOPBACK

@@ -6,7 +6,7 @@ from typing import get_args
 
 from cluster.model_card import Precision
 from cluster.presets import Method
-from train_jobs.command_line import Parser, UsageError, count, duration_s, positive, share
+from train_jobs.command_line import Parser, UsageError, count, duration_s, positive, settings, share
 from tune_spaces.objectives import OBJECTIVES, read_objectives
 from tune_spaces.spaces import SPACES
 from tune_spaces.values import Values, read_values
@@ -77,18 +77,11 @@ def read_arguments(argv: Sequence[str]) -> SearchRequest | str:
     missing = [name for name in ("model", "data", "name") if words[name] is None]
     if missing:
         raise UsageError(f"--{missing[0]} is missing; --help shows the arguments.")
-    overrides = _settings("--set", words.pop("set"), example="micro_batch_size=4")
-    texts = _settings("--set-space", words.pop("set_space"), example="r=8,16,32")
+    overrides = settings("--set", words.pop("set"), how="with =, as in --set micro_batch_size=4")
+    texts = settings("--set-space", words.pop("set_space"), how="with =, as in --set-space r=8,16,32")
     changes = {field: read_values(field, text) for field, text in texts.items()}
     objectives = read_objectives(words.pop("objective"))
     return SearchRequest(**words, objectives=objectives, changes=changes, overrides=overrides)
-
-
-def _settings(flag: str, settings: Sequence[str], *, example: str) -> dict[str, str]:
-    wrong = [setting for setting in settings if "=" not in setting]
-    if wrong:
-        raise UsageError(f"{flag} {wrong[0]}: write it with =, as in {flag} {example}.")
-    return dict(setting.split("=", 1) for setting in settings)
 
 
 def parser(usage: str) -> Parser:
@@ -103,6 +96,15 @@ def parser(usage: str) -> Parser:
     parser.add_argument("--name", help="name of the adapter; a new version if it exists")
     parser.add_argument("--resume", metavar="SEARCH", help="go on with a search that was cut short")
     parser.add_argument("--eval-data", help="held-out examples; by default a tenth of --data")
+    _add_search(parser)
+    _add_cost(parser)
+    _add_trial(parser)
+    parser.add_argument("--no-promote", dest="promote", action="store_false", help="register without promoting")
+    parser.add_argument("--debug", action="store_true", help="show where an error was raised")
+    return parser
+
+
+def _add_search(parser: Parser) -> None:
     parser.add_argument("--space", default="standard", choices=tuple(SPACES))
     parser.add_argument("--trials", "--max-trials", type=count, default=DEFAULT_TRIALS, help="points to try")
     parser.add_argument("--searcher", default="random", choices=SEARCHERS)
@@ -120,6 +122,22 @@ def parser(usage: str) -> Parser:
         metavar="SHARE",
         help="how much of the first objective may be given up for the next ones; 0.02 is 2%%",
     )
+    parser.add_argument(
+        "--set-space",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUES",
+        help="what is tried of a field: r=8,16 or learning_rate=1e-5..1e-3",
+    )
+    parser.add_argument(
+        "--no-baseline",
+        dest="baseline",
+        action="store_false",
+        help="let the scheduler stop the trial of the plan's own values too; by default it goes to its end, to compare",
+    )
+
+
+def _add_cost(parser: Parser) -> None:
     parser.add_argument("--epochs", type=positive, default=DEFAULT_EPOCHS, help="passes over the data of a whole trial")
     parser.add_argument("--max-steps", type=count, help="optimizer steps of a whole trial; instead of --epochs")
     parser.add_argument(
@@ -130,6 +148,9 @@ def parser(usage: str) -> Parser:
         help="after which the best so far is kept: 90s, 30m, 1h30m",
     )
     parser.add_argument("--max-gpu-hours", type=positive, help="hours of all GPUs (workers, on a CPU) together")
+
+
+def _add_trial(parser: Parser) -> None:
     parser.add_argument("--method", choices=get_args(Method))
     parser.add_argument("--precision", choices=get_args(Precision), help="of the frozen base")
     parser.add_argument("--max-length", type=count, help="tokens of the longest sample that is trained whole")
@@ -140,22 +161,6 @@ def parser(usage: str) -> Parser:
         help="with more than 1, each trial is a run of its own; by default what it needs",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-promote", dest="promote", action="store_false", help="register without promoting")
-    parser.add_argument(
-        "--set-space",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUES",
-        help="what is tried of a field: r=8,16 or learning_rate=1e-5..1e-3",
-    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="a preset field of all trials"
     )
-    parser.add_argument(
-        "--no-baseline",
-        dest="baseline",
-        action="store_false",
-        help="let the scheduler stop the trial of the plan's own values too; by default it goes to its end, to compare",
-    )
-    parser.add_argument("--debug", action="store_true", help="show where an error was raised")
-    return parser

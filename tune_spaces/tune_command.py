@@ -1,16 +1,15 @@
 """`kajiya tune`: submit a search as a Ray job, and watch it as a table."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from cluster.local_ray import dashboard_url, use_token
+from cluster.local_ray import dashboard_url, is_cluster_here, use_token
+from train_jobs.command_line import job_words
 from train_jobs.records import HUB_PREFIX
 from tune_spaces.arguments import SearchRequest, parser, read_arguments
 from tune_spaces.live_table import LiveTable
@@ -20,24 +19,20 @@ if TYPE_CHECKING:
     from rich.console import ConsoleOptions, RenderResult
 
 USAGE = "kajiya tune MODEL"
-PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
-"""To the job's own parser: the options are written down once."""
 out = Console()
 
 
 def tune(context: typer.Context) -> None:
     """Search rank, alpha and learning rate for MODEL, many trials on one base, and register the best adapter."""
-    words = list(context.args)
+    words = job_words(context.args)
     if not words or "--help" in words:
         parser(USAGE).print_help()
         return
-    if not words[0].startswith("-"):
-        words.insert(0, "--model")
     asked = read_arguments(words)
     use_token()  # Ray reads it when it is imported
     from tune_spaces.search import check
 
-    if _is_here():
+    if is_cluster_here():
         check(asked) if isinstance(asked, SearchRequest) else load_request(asked)
     url = dashboard_url()
     from train_jobs.submit import submit
@@ -45,14 +40,6 @@ def tune(context: typer.Context) -> None:
     job_id = submit(url, "tune_spaces.search", words, _files(asked))
     out.print(f"Job {job_id}, shown at {url}/#/jobs/{job_id}", soft_wrap=True)
     _follow(url, job_id)
-
-
-def _is_here() -> bool:
-    """Return whether the cluster is this machine; another one has its own hardware, state and models."""
-    from train_jobs.submit import LOOPBACK
-
-    url = os.environ.get("RAY_API_SERVER_ADDRESS")
-    return url is None or urlsplit(url).hostname in LOOPBACK
 
 
 def _files(asked: SearchRequest | str) -> Sequence[Path]:
