@@ -3,118 +3,22 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load, save_file
+from banked import ATTENTION, FAMILIES, LLAMA_TARGETS, copy_of, filled, logits, some_ids, tiny_llama
+from peft import PeftModel
 from transformers import (
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    StableLmConfig,
-    StableLmForCausalLM,
 )
 
-from cluster.errors import UserError
 from cluster.models.adapter_spec import AdapterSpec
 from cluster.models.bank import AdapterBank
-from cluster.models.routing import route_tokens
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-}
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-LLAMA_TARGETS = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
-GPT2_TARGETS = ("c_attn", "c_proj", "c_fc")
-
-
-def tiny_llama() -> PreTrainedModel:
-    return LlamaForCausalLM(LlamaConfig(**SIZES))
-
-
-def tiny_qwen2() -> PreTrainedModel:
-    return Qwen2ForCausalLM(Qwen2Config(**SIZES))
-
-
-def tiny_stablelm() -> PreTrainedModel:
-    return StableLmForCausalLM(StableLmConfig(**SIZES))
-
-
-def tiny_gpt2() -> PreTrainedModel:
-    # rates of GPT-2's own dropout, which would differ between a pack and a solo run
-    config = GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0)
-    return GPT2LMHeadModel(config)
-
-
-FAMILIES = [
-    pytest.param(tiny_llama, LLAMA_TARGETS, id="llama"),
-    pytest.param(tiny_qwen2, LLAMA_TARGETS, id="qwen2"),
-    pytest.param(tiny_stablelm, LLAMA_TARGETS, id="stablelm"),
-    pytest.param(tiny_gpt2, GPT2_TARGETS, id="gpt2"),
-]
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture(scope="module")
-def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(1)
-    folder = tmp_path_factory.mktemp("llama")
-    tiny_llama().save_pretrained(folder)
-    return folder
-
-
-def copy_of(model: PreTrainedModel) -> PreTrainedModel:
-    twin = type(model)(model.config)
-    twin.load_state_dict(model.state_dict())
-    return twin.eval()
-
-
-def filled(model: PreTrainedModel, spec: AdapterSpec, folder: Path, *, seed: int) -> Path:
-    """Save a PEFT adapter of `spec` with random A and B, made by PEFT alone."""
-    torch.manual_seed(seed)
-    peft = get_peft_model(copy_of(model), peft_config(spec))
-    for name, parameter in peft.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    peft.save_pretrained(str(folder))
-    return folder
-
-
-def peft_config(spec: AdapterSpec) -> LoraConfig:
-    return LoraConfig(
-        r=spec.r,
-        lora_alpha=spec.lora_alpha,
-        target_modules=list(spec.target_modules),
-        use_rslora=spec.use_rslora,
-        task_type="CAUSAL_LM",
-    )
-
-
-def some_ids(*shape: int, seed: int = 7) -> torch.Tensor:
-    return torch.randint(1, 96, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def logits(model: torch.nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
-    result: torch.Tensor = model(input_ids=input_ids).logits
-    return result
 
 
 @pytest.mark.parametrize(("make", "targets"), FAMILIES)
@@ -287,129 +191,6 @@ def test_rows_end_to_end_have_the_updates_and_the_dropout_of_rows_apart() -> Non
         pass
 
 
-@pytest.mark.parametrize("num_tokens", [12, 400], ids=["dense", "segments"])
-@pytest.mark.parametrize(("make", "targets"), FAMILIES)
-def test_tokens_of_mixed_adapters_equal_peft_and_the_bare_base_is_bit_equal(
-    make: Callable[[], PreTrainedModel], targets: tuple[str, ...], num_tokens: int, tmp_path: Path
-) -> None:
-    model = make().eval()
-    base = copy_of(model)
-    specs = [
-        AdapterSpec(r=2, lora_alpha=8, target_modules=targets),
-        AdapterSpec(r=5, lora_alpha=5, target_modules=targets[:1]),
-    ]
-    folders = [filled(model, spec, tmp_path / str(k), seed=k) for k, spec in enumerate(specs)]
-    bank = AdapterBank(model, num_slots=4, max_r=8, target_modules=targets)
-    bank.load_slot(0, folders[0])
-    bank.load_slot(3, folders[1])
-    # One layer at a time: attention would mix tokens, which continuous batching keeps apart and this test does not.
-    name = next(name for name in bank.layers if name.endswith(targets[0]))
-    layer = bank.layers[name]
-    x = torch.randn(1, num_tokens, layer.lora_A.shape[2])
-    slot_of_token = torch.tensor([(-1, 0, 3, 3)[i * 4 // num_tokens] for i in range(num_tokens)])
-    slot_of_token[num_tokens // 2 :: 3] = 0  # now the tokens of slot 3 are scattered
-    with bank.tokens(slot_of_token):
-        mixed = layer(x)
-    with torch.no_grad():
-        expected = {-1: base.get_submodule(name)(x)}
-        for slot, folder in ((0, folders[0]), (3, folders[1])):
-            peft = PeftModel.from_pretrained(copy_of(base), str(folder))
-            expected[slot] = peft.base_model.model.get_submodule(name)(x)
-    for slot in (-1, 0, 3):
-        mine = slot_of_token == slot
-        torch.testing.assert_close(mixed[:, mine], expected[slot][:, mine], rtol=1e-5, atol=1e-5)
-    bare = slot_of_token == -1
-    assert bare.any()
-    assert torch.equal(mixed[:, bare], expected[-1][:, bare])
-    with bank.tokens(torch.full((num_tokens,), -1)):
-        assert torch.equal(layer(x), expected[-1])
-    assert torch.equal(layer(x), expected[-1])
-
-
-def test_long_passes_of_mixed_adapters_have_a_product_each_and_short_ones_one_together() -> None:
-    specs = [AdapterSpec(r=8, lora_alpha=8, target_modules=("q_proj",))] * 2
-    versions = {0: 0, 1: 0}
-    for num_tokens, is_dense in ((128, True), (129, False)):  # 1024 tokens x mean rank
-        slots = torch.tensor([0] * 100 + [1] * (num_tokens - 100))
-        routed = route_tokens(slots, specs, versions=versions, like=torch.empty(0))
-        assert (routed.mask is not None, len(routed.segments)) == (is_dense, 0 if is_dense else 2)
-
-
-def test_tokens_of_one_adapter_give_pefts_logits_for_a_whole_prompt(tmp_path: Path) -> None:
-    model, input_ids = tiny_llama().eval(), some_ids(1, 80)
-    spec = AdapterSpec(r=4, lora_alpha=8, target_modules=LLAMA_TARGETS)
-    folder = filled(model, spec, tmp_path / "a", seed=5)
-    peft = PeftModel.from_pretrained(copy_of(model), str(folder))
-    bank = AdapterBank(model, num_slots=3, max_r=8, target_modules=LLAMA_TARGETS)
-    bank.load_slot(2, folder)
-    with bank.tokens(torch.full((80,), 2)):
-        ours = logits(model, input_ids)
-    with torch.no_grad():
-        assert (ours - logits(peft, input_ids)).abs().max() <= 1e-4
-
-
-def test_a_slot_loaded_anew_is_used_at_once(tmp_path: Path) -> None:
-    model, input_ids = tiny_llama().eval(), some_ids(1, 6)
-    spec = AdapterSpec(r=2, lora_alpha=8, target_modules=ATTENTION)
-    old, new = (filled(model, spec, tmp_path / name, seed=seed) for seed, name in enumerate(("old", "new")))
-    bank = AdapterBank(model, num_slots=1, max_r=2, target_modules=ATTENTION)
-    seen = []
-    for folder in (old, new, old):
-        bank.load_slot(0, folder)
-        with bank.tokens(torch.zeros(6, dtype=torch.long)):
-            seen.append(logits(model, input_ids))
-    assert torch.equal(seen[0], seen[2])
-    assert (seen[0] - seen[1]).abs().max() > 1e-3
-
-
-def test_a_4_bit_base_gives_pefts_logits_and_gradients(llama_folder: Path, tmp_path: Path) -> None:
-    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
-
-    def load() -> PreTrainedModel:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(llama_folder, quantization_config=config)
-        return model
-
-    spec = AdapterSpec(r=4, lora_alpha=8, target_modules=LLAMA_TARGETS)
-    folder = filled(AutoModelForCausalLM.from_pretrained(llama_folder), spec, tmp_path / "a", seed=2)
-    peft = PeftModel.from_pretrained(load(), str(folder), is_trainable=True).train()
-    model = load().train()
-    bank = AdapterBank(model, num_slots=2, max_r=4, target_modules=LLAMA_TARGETS)
-    bank.load_slot(0, folder)
-    bank.load_slot(1, folder)
-    input_ids = some_ids(2, 8)
-    theirs = peft(input_ids=input_ids, labels=input_ids).loss
-    theirs.backward()
-    with bank.rows([0, 1]):
-        ours = model(input_ids=input_ids, labels=input_ids).loss
-        ours.backward()
-    assert ours.item() == pytest.approx(theirs.item(), abs=1e-5)
-    grads = {name: p.grad for name, p in peft.named_parameters() if p.grad is not None}
-    for name, layer in bank.layers.items():
-        assert layer.lora_A.grad is not None
-        expected = grads[f"base_model.model.{name}.lora_A.default.weight"]
-        # each row has a slot of its own here, one adapter shares both there
-        torch.testing.assert_close(layer.lora_A.grad.sum(0), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_bfloat16_bases_keep_float32_adapters_as_peft_does(tmp_path: Path) -> None:
-    model, input_ids = tiny_llama().to(torch.bfloat16).eval(), some_ids(2, 6)
-    spec = AdapterSpec(r=4, lora_alpha=8, target_modules=LLAMA_TARGETS)
-    folder = filled(model, spec, tmp_path / "a", seed=2)
-    peft = PeftModel.from_pretrained(copy_of(model).to(torch.bfloat16), str(folder))
-    bank = AdapterBank(model, num_slots=2, max_r=4, target_modules=LLAMA_TARGETS)
-    bank.load_slot(0, folder)
-    bank.load_slot(1, folder)
-    with torch.no_grad():
-        expected = logits(peft, input_ids)
-        with bank.rows([0, 1]):
-            rows = logits(model, input_ids)
-        with bank.tokens(torch.tensor([0, 1] * 6)):
-            tokens = logits(model, input_ids)
-    # 8 bits of mantissa, values near 1
-    torch.testing.assert_close(rows, expected, rtol=0.02, atol=0.02)
-    torch.testing.assert_close(tokens, expected, rtol=0.02, atol=0.02)
-
-
 def test_a_new_adapter_depends_on_its_seed_alone() -> None:
     spec = AdapterSpec(r=3, lora_alpha=6, target_modules=("v_proj", "q_proj"))
     small = AdapterBank(tiny_llama(), num_slots=1, max_r=3, target_modules=("q_proj", "v_proj"))
@@ -479,86 +260,3 @@ def test_only_adapters_learn_and_nothing_below_the_first_needs_gradients() -> No
     with bank.rows([0]):
         model(input_ids=some_ids(1, 4))
     assert seen == [False]
-
-
-def broken(folder: Path, **changes: object) -> None:
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-REFUSED = [
-    ({"use_dora": True}, "use_dora"),
-    ({"bias": "all"}, "bias"),
-    ({"lora_bias": True}, "lora_bias"),
-    ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-    ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
-    ({"alpha_pattern": {"q_proj": 8}}, "alpha_pattern"),
-    ({"layers_to_transform": [1]}, "layers_to_transform"),
-    ({"init_lora_weights": "pissa"}, "init_lora_weights"),
-    ({"peft_type": "IA3"}, "peft_type"),
-    ({"something_of_next_year": 1}, "something_of_next_year"),
-    ({"target_modules": "all-linear"}, "target_modules"),
-    ({"r": 16}, "r is 16; this bank holds ranks up to 4"),
-    ({"r": 3}, r"is \(2, 32\), not \(3, 32\)"),
-    ({"target_modules": ["q_proj", "gate_proj"]}, "gate_proj; this bank adapts k_proj, o_proj, q_proj, v_proj"),
-    ({"target_modules": ["q_proj"]}, "belongs to no target module"),
-]
-
-
-@pytest.mark.parametrize(("changes", "message"), REFUSED)
-def test_what_the_bank_cannot_hold_is_refused_by_name(changes: dict[str, object], message: str, tmp_path: Path) -> None:
-    model = tiny_llama()
-    folder = filled(model, AdapterSpec(r=2, lora_alpha=4, target_modules=ATTENTION), tmp_path / "a", seed=0)
-    bank = AdapterBank(model, num_slots=1, max_r=4, target_modules=ATTENTION)
-    before = bank.load_slot(0, folder)
-    weight = next(bank.parameters()).clone()
-    broken(folder, **changes)
-    with pytest.raises(UserError, match=message) as caught:
-        bank.load_slot(0, folder)
-    assert "\n" not in str(caught.value)
-    assert bank.specs == (before,)
-    assert torch.equal(weight, next(bank.parameters()))
-
-
-def test_broken_adapter_folders_are_one_line_errors(tmp_path: Path) -> None:
-    model = tiny_llama()
-    folder = filled(model, AdapterSpec(r=2, lora_alpha=4, target_modules=ATTENTION), tmp_path / "a", seed=0)
-    bank = AdapterBank(model, num_slots=1, max_r=4, target_modules=ATTENTION)
-    weights = folder / "adapter_model.safetensors"
-    content = weights.read_bytes()
-    tensors = load(content)
-
-    def refused() -> str:
-        with pytest.raises(UserError) as caught:
-            bank.load_slot(0, folder)
-        assert "\n" not in str(caught.value)
-        return str(caught.value)
-
-    weights.write_bytes(content[: len(content) // 2])
-    assert "broken one" in refused()
-    weights.unlink()
-    assert "cannot read it" in refused()
-    save_file(tensors | {"base_model.model.lm_head.weight": torch.ones(2)}, weights)
-    assert "tensor base_model.model.lm_head.weight" in refused()
-    name, _ = tensors.popitem()
-    save_file(tensors, weights)
-    assert f"{name.removeprefix('base_model.model.')} is missing" in refused()
-    (folder / "adapter_config.json").write_text("{")
-    assert "file: Invalid JSON" in refused()
-    (folder / "adapter_config.json").unlink()
-    assert "is" in refused()
-    assert bank.specs == (None,)
-
-
-def test_scattered_rows_empty_slots_and_unknown_targets_are_refused() -> None:
-    with pytest.raises(LookupError, match=r"no linear layer is called c_attn; .*q_proj"):
-        AdapterBank(tiny_llama(), num_slots=1, max_r=2, target_modules=("c_attn",))
-    bank = AdapterBank(tiny_llama(), num_slots=3, max_r=2, target_modules=("q_proj",))
-    spec = AdapterSpec(r=2, lora_alpha=4, target_modules=("q_proj",))
-    bank.init_slot(0, spec, seed=0)
-    bank.init_slot(1, spec, seed=0)
-    for rows in ([0, 0, 1, 0], [0, 1, 0, 1], [2], [3], []):
-        with pytest.raises(ValueError, match=r"in contiguous blocks|holds no adapter"), bank.rows(rows):
-            pass
-    with pytest.raises(ValueError, match="holds no adapter"), bank.tokens(torch.tensor([0, 2])):
-        pass

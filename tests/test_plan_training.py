@@ -5,7 +5,7 @@ from by_hand import FACTS, GIB, GPU_MIB, MIB, PRECISION, lora_training_items
 
 from cluster.catalog import find
 from cluster.hardware import declared
-from cluster.plan import BadOverride, DoesNotFit, ImpossibleCombination, TrainingPlan, plan_training
+from cluster.plan import BadOverride, DoesNotFit, TrainingPlan, plan_training
 
 CPU = declared(gpu=None, num_cpus=2, ram_bytes=24 * GIB)
 PRESETS = {  # r, accumulation, gradient checkpointing of モデル別推奨設定
@@ -127,17 +127,6 @@ def test_full_training_of_a_small_model_takes_sixteen_bytes_a_parameter() -> Non
     assert (plan.learning_rate, plan.lr_scheduler_type, plan.learning_rate_preset.warmup_ratio) == (5e-5, "cosine", 0.1)
 
 
-def test_zero_2_shards_gradients_and_optimizer_over_the_workers() -> None:
-    plan = plan_training(
-        find("elyza-japanese-llama-2-7b-instruct"), declared(gpu="A100-40G", num_gpus=8), method="full"
-    )
-    params = 6_738_415_616
-    assert (plan.zero_stage, plan.num_workers) == (2, 8)
-    assert plan.memory.num_bytes("weights") == 2 * params
-    assert plan.memory.num_bytes("gradients") == 2 * params // 8
-    assert plan.memory.num_bytes("optimizer") == 12 * params // 8
-
-
 @pytest.mark.parametrize("num_gpus", [1, 2, 4, 8])
 def test_the_effective_batch_is_the_same_on_any_number_of_workers(num_gpus: int) -> None:
     plan = plan_training(find("calm3-22b-chat"), declared(gpu="A100-40G", num_gpus=num_gpus))
@@ -234,136 +223,6 @@ def test_a_micro_batch_that_does_not_fit_offers_a_smaller_one() -> None:
         plan_training(find("smollm2-135m-instruct"), declared(gpu="A10G"), overrides=wishes)
 
 
-@pytest.mark.parametrize(
-    ("method", "rate", "scheduler", "warmup"),
-    [("lora", 2e-4, "linear", 500), ("qlora", 1e-4, "constant_with_warmup", 100)],
-)
-def test_learning_rates_follow_the_method(method: str, rate: float, scheduler: str, warmup: int) -> None:
-    plan = plan_training(find("smollm2-135m-instruct"), CPU, method=method)  # type: ignore[arg-type]  # a literal by parameter
-    assert (plan.learning_rate, plan.lr_scheduler_type, plan.learning_rate_preset.warmup_steps) == (
-        rate,
-        scheduler,
-        warmup,
-    )
-
-
-@pytest.mark.parametrize(
-    ("wishes", "expected"),
-    [
-        ({}, ("int8", "qlora", "model")),
-        ({"method": "lora"}, ("bf16", "lora", "user")),
-        ({"method": "qlora"}, ("int8", "qlora", "model")),
-        ({"precision": "nf4"}, ("nf4", "qlora", "user")),
-        ({"precision": "bf16"}, ("bf16", "lora", "user")),
-        ({"method": "qlora", "precision": "nf4"}, ("nf4", "qlora", "user")),
-    ],
-)
-def test_method_and_precision_decide_each_other(wishes: dict[str, str], expected: tuple[str, str, str]) -> None:
-    plan = plan_training(find("qwen2.5-14b-instruct"), declared(gpu="H100"), **wishes)  # type: ignore[arg-type]
-    assert (plan.precision, plan.method, reason(plan, "precision")[0]) == expected
-
-
-def test_qlora_of_a_small_model_is_nf4() -> None:
-    for hardware in (CPU, declared(gpu="L4")):
-        plan = plan_training(find("smollm2-135m-instruct"), hardware, method="qlora")
-        assert plan.precision == "nf4"
-        assert not any("float32" in warning for warning in plan.warnings)
-
-
-@pytest.mark.parametrize(
-    ("method", "precision", "message"),
-    [
-        ("full", "nf4", "method 'full' needs unquantized weights, not nf4: use 'qlora'"),
-        ("lora", "int8", "method 'lora' needs unquantized weights, not int8: use 'qlora'"),
-        ("qlora", "bf16", "method 'qlora' trains on quantized weights, not bf16: use 'lora'"),
-    ],
-)
-def test_methods_and_precisions_that_exclude_each_other(method: str, precision: str, message: str) -> None:
-    with pytest.raises(ImpossibleCombination, match=message):
-        plan_training(find("calm3-22b-chat"), declared(gpu="H100"), method=method, precision=precision)  # type: ignore[arg-type]
-
-
-def test_lora_settings_are_the_users_where_given() -> None:
-    wishes = {"r": "64", "lora_dropout": 0, "target_modules": "q_proj,v_proj", "use_rslora": "true"}
-    plan = plan_training(find("smollm2-135m-instruct"), CPU, overrides=wishes)
-    assert plan.lora is not None
-    assert (plan.lora.r, plan.lora.lora_alpha, plan.lora.lora_dropout) == (64, 128, 0.0)
-    assert (plan.lora.target_modules, plan.lora.use_rslora) == (("q_proj", "v_proj"), True)
-    assert reason(plan, "r")[0] == "user"
-    assert reason(plan, "lora_alpha") == ("default", "twice the rank, as in every preset")
-
-
-def test_the_standard_preset_can_be_asked_for() -> None:
-    plan = plan_training(find("smollm2-135m-instruct"), CPU, overrides={"lora_preset": "standard"})
-    assert plan.lora is not None
-    assert (plan.lora.r, plan.lora.lora_alpha) == (16, 32)
-
-
-@pytest.mark.parametrize(("r", "is_warned"), [(3, True), (4, False), (64, False), (65, True)])
-def test_ranks_outside_of_the_specifications_are_warned_about(r: int, is_warned: bool) -> None:
-    plan = plan_training(find("smollm2-135m-instruct"), CPU, overrides={"r": r})
-    assert any("outside the specification's 4 to 64" in w for w in plan.warnings) == is_warned
-
-
-def test_a_worker_needs_a_gpu_of_its_own() -> None:
-    with pytest.raises(ImpossibleCombination, match=r"num_workers=3 on 2 x L4: .* at most 2"):
-        plan_training(find("smollm2-135m-instruct"), declared(gpu="L4", num_gpus=2), num_workers=3)
-
-
-def test_offload_without_a_gpu_is_left_out() -> None:
-    plan = plan_training(find("smollm2-135m-instruct"), CPU, overrides={"offload_optimizer": True})
-    assert not plan.offload_optimizer
-    assert any("there is no GPU here" in warning for warning in plan.warnings)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [
-        ({"strategy": "deepspeed"}, ("deepspeed", 2, True, False)),
-        ({"zero_stage": 1}, ("deepspeed", 1, False, False)),
-        ({"zero_stage": "3"}, ("deepspeed", 3, False, False)),
-        ({"offload_optimizer": "yes"}, ("deepspeed", 2, True, False)),
-        ({"offload_param": True}, ("deepspeed", 3, True, True)),
-        ({"strategy": "ddp"}, ("ddp", 0, False, False)),
-    ],
-)
-def test_the_users_strategy_is_kept(overrides: dict[str, object], expected: tuple[object, ...]) -> None:
-    hardware = declared(gpu="H100", num_gpus=2)
-    plan = plan_training(find("smollm2-135m-instruct"), hardware, overrides=overrides)
-    assert (plan.strategy, plan.zero_stage, plan.offload_optimizer, plan.offload_param) == expected
-
-
-def test_zero_on_a_cpu_is_the_users_choice() -> None:
-    plan = plan_training(find("smollm2-135m-instruct"), CPU, overrides={"strategy": "deepspeed", "zero_stage": 2})
-    assert (plan.strategy, plan.zero_stage, plan.host_memory) == ("deepspeed", 2, None)
-
-
-def test_ddp_has_no_offload() -> None:
-    with pytest.raises(ImpossibleCombination, match="strategy 'ddp' has no offload_optimizer, zero_stage"):
-        plan_training(
-            find("smollm2-135m-instruct"),
-            declared(gpu="H100"),
-            overrides={"strategy": "ddp", "offload_optimizer": True, "zero_stage": 2},
-        )
-
-
-def test_zero_3_with_int8_is_refused() -> None:
-    with pytest.raises(ImpossibleCombination, match="ZeRO-3 cannot shard int8"):
-        plan_training(find("qwen2.5-14b-instruct"), declared(gpu="H100", num_gpus=2), overrides={"zero_stage": 3})
-
-
-def test_thresholds_that_are_not_needed_are_explained() -> None:
-    plan = plan_training(find("qwen2.5-14b-instruct"), declared(gpu="H100"), method="lora")
-    # 29.5 GB of bf16 weights: above 20, below 40
-    source, why = reason(plan, "offload_optimizer")
-    assert (plan.offload_optimizer, source) == (False, "memory")
-    assert "weights of 29.5 GB say CPU; it fits on the GPU" in why
-    assert reason(plan, "offload_param") == (
-        "size rule",
-        "the specification's thresholds for weights of 29.5 GB say GPU",
-    )
-
-
 def test_bad_overrides_are_named_all_at_once() -> None:
     wishes = {"r": 0, "lora_alhpa": 4, "learning_rate": "fast"}
     with pytest.raises(BadOverride) as caught:
@@ -392,3 +251,14 @@ def test_every_number_of_a_plan_has_its_reason() -> None:
     }  # fmt: skip
     assert {d.field for d in plan.decisions} == numbers
     assert all(d.reason for d in plan.decisions)
+
+
+def test_zero_2_shards_gradients_and_optimizer_over_the_workers() -> None:
+    plan = plan_training(
+        find("elyza-japanese-llama-2-7b-instruct"), declared(gpu="A100-40G", num_gpus=8), method="full"
+    )
+    params = 6_738_415_616
+    assert (plan.zero_stage, plan.num_workers) == (2, 8)
+    assert plan.memory.num_bytes("weights") == 2 * params
+    assert plan.memory.num_bytes("gradients") == 2 * params // 8
+    assert plan.memory.num_bytes("optimizer") == 12 * params // 8
