@@ -1,8 +1,10 @@
 """What a measurement has to show, and how that is printed."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -52,3 +54,34 @@ def print_claims(claims: Sequence[Claim], console: Console) -> None:
         required = f"{claim.direction} {claim.bound:g} {claim.unit}"
         table.add_row(claim.what, f"{claim.measured:.3g} {claim.unit}", required, "met" if claim.is_met else "NOT MET")
     console.print(table)
+
+
+def conclude(results: dict[str, Result], console: Console, path: Path | None) -> NoReturn:
+    """Print all claims, write every number to `path`, and exit: with 1 when a bound is not kept."""
+    claims = [claim for result in results.values() for claim in result.claims]
+    print_claims(claims, console)
+    if path is not None:
+        path.write_text(json.dumps(record(results), indent=2) + "\n")
+    raise SystemExit(not all(claim.is_met for claim in claims))
+
+
+def record(results: dict[str, Result]) -> dict[str, Any]:
+    """Return everything that was measured as plain JSON types."""
+    return {
+        name: {
+            "unit": result.unit,
+            "numbers": result.numbers,
+            "claims": [
+                {
+                    "what": claim.what,
+                    "measured": claim.measured,
+                    claim.direction: claim.bound,
+                    "unit": claim.unit,
+                    "is_met": claim.is_met,
+                }
+                for claim in result.claims
+            ],
+            "notes": result.notes,
+        }
+        for name, result in results.items()
+    }

@@ -5,18 +5,16 @@ else the machine does meets all of them, and those that are not asked are idle.
 """
 
 import argparse
-import json
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from benchmarks import adapters, overhead, registry_size, start, throughput
 from benchmarks.adapter_files import MODEL
 from benchmarks.bench import Bench, bench
-from benchmarks.claims import Result, print_claims, print_result
+from benchmarks.claims import Result, conclude, print_result
 from benchmarks.servers import run_kajiya, serve_instance
 
 ON_ONE_APPLICATION = {
@@ -45,12 +43,8 @@ def main() -> None:
     begin = time.perf_counter()
     with bench(num_rounds=arguments.rounds, num_streams=arguments.streams, max_tokens=arguments.tokens) as run:
         results = measure(run, wanted, console)
-    claims = [claim for result in results.values() for claim in result.claims]
-    print_claims(claims, console)
     console.print(f"{time.perf_counter() - begin:.0f} s in all")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(record(results), indent=2) + "\n")
-    raise SystemExit(not all(claim.is_met for claim in claims))
+    conclude(results, console, arguments.json)
 
 
 def measure(run: Bench, wanted: list[str], console: Console) -> dict[str, Result]:
@@ -69,28 +63,6 @@ def measure(run: Bench, wanted: list[str], console: Console) -> dict[str, Result
         results["start"] = start.measure(run)
         print_result("start", results["start"], console)
     return results
-
-
-def record(results: dict[str, Result]) -> dict[str, Any]:
-    """Return everything that was measured as plain JSON types."""
-    return {
-        name: {
-            "unit": result.unit,
-            "numbers": result.numbers,
-            "claims": [
-                {
-                    "what": claim.what,
-                    "measured": claim.measured,
-                    claim.direction: claim.bound,
-                    "unit": claim.unit,
-                    "is_met": claim.is_met,
-                }
-                for claim in result.claims
-            ],
-            "notes": result.notes,
-        }
-        for name, result in results.items()
-    }
 
 
 if __name__ == "__main__":

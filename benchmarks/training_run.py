@@ -7,6 +7,7 @@ import json
 import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -135,6 +136,7 @@ def run_trl(settings: RunSettings) -> RunNumbers:
     chosen = {"gradient_checkpointing": settings.gradient_checkpointing}
     model = AutoModelForCausalLM.from_pretrained(source_of(card), dtype=torch.float32)
     clock = StepClock(model)
+    output = tempfile.TemporaryDirectory(prefix="kajiya-bench-")  # deleted with this process
     trainer = SFTTrainer(
         model=model,
         processing_class=AutoTokenizer.from_pretrained(source_of(card)),
@@ -147,7 +149,7 @@ def run_trl(settings: RunSettings) -> RunNumbers:
             task_type="CAUSAL_LM",
         ),
         args=SFTConfig(
-            output_dir=str(Path(settings.data).parent / "trl"),
+            output_dir=output.name,
             use_cpu=True,
             bf16=False,
             per_device_train_batch_size=settings.batch_size,

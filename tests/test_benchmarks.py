@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from benchmarks import load, serving
+from benchmarks import load, training
 from benchmarks.bench import bench
-from benchmarks.claims import Claim, Result, print_claims, print_result
+from benchmarks.claims import Claim, Result, print_claims, print_result, record
 from benchmarks.load import Round, Target, alternate, question, spread
+from benchmarks.training_run import RunNumbers
 from cluster.keys import KeyStore
 from cluster.registry import Registry
 
@@ -60,7 +61,7 @@ def test_tables_name_what_failed_and_the_record_holds_every_number() -> None:
     print_claims([claim], Console(file=text, width=100))
     assert "NOT MET" in text.getvalue()
     assert "a note" in text.getvalue()
-    assert serving.record({"throughput": result})["throughput"] == {
+    assert record({"throughput": result})["throughput"] == {
         "unit": "tokens/s",
         "numbers": {"ours": {"median": 2.0, "lowest": 1.0, "highest": 3.0, "all": [3.0, 1.0, 2.0]}},
         "claims": [{"what": "speed", "measured": 1.9, "at least": 2, "unit": "x", "is_met": False}],
@@ -77,3 +78,25 @@ def test_a_run_has_a_key_and_a_registry_of_its_own(monkeypatch: pytest.MonkeyPat
         assert run.kajiya().headers == {"Authorization": f"Bearer {run.key}"}
         home = run.home
     assert not Path(home).exists()
+
+
+def run_of(*, num_tokens: int, seconds: float, peak_gib: float, gflop_per_s: float) -> RunNumbers:
+    return RunNumbers(
+        num_tokens=num_tokens,
+        num_trained_tokens=num_tokens // 2,
+        seconds=seconds,
+        peak_bytes=int(peak_gib * 2**30),
+        losses=[1.0],
+        matmul_flop_per_s=gflop_per_s * 1e9,
+        max_batch_tokens=num_tokens,
+    )
+
+
+def test_training_is_compared_by_medians_and_by_the_operations_of_its_parameters() -> None:
+    ours = [run_of(num_tokens=600, seconds=s, peak_gib=3, gflop_per_s=150) for s in (2.0, 3.0, 60.0)]
+    theirs = [run_of(num_tokens=100, seconds=1.0, peak_gib=4, gflop_per_s=150)] * 3
+    speed, peak, share = training.compare({training.OURS: ours, training.TRL: theirs}).claims
+    assert (speed.measured, speed.is_met) == (2.0, False)  # 200 tokens/s over 100
+    assert (peak.measured, peak.is_met) == (0.75, False)
+    assert share.measured == pytest.approx(200 * 4 * 134_515_008 / 150e9)  # SmolLM2's parameters, its head tied
+    assert not share.is_met
