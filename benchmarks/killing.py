@@ -174,8 +174,14 @@ def job_for(job: TrainJob, num_workers: int, *, is_sharded: bool) -> TrainJob:
 
 def workers() -> list[psutil.Process]:
     """Return the processes of Ray Train's workers below this one."""
-    family = psutil.Process().children(recursive=True)
-    return [process for process in family if "RayTrainWorker" in "".join(process.cmdline())]
+    return [process for process in psutil.Process().children(recursive=True) if "RayTrainWorker" in _words(process)]
+
+
+def _words(process: psutil.Process) -> str:
+    try:
+        return "".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return ""
 
 
 def wait_for(is_so: Callable[[], bool], timeout_s: float = 180) -> None:

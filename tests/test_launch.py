@@ -175,6 +175,9 @@ def test_deepspeed_goes_on_where_plain_data_parallelism_was_and_the_other_way_ro
     for name in ("result", "checkpoints/s00000024"):
         shutil.rmtree(Path(run.root, run.run, name))
     assert losses(run_here(job, run)) == pytest.approx(losses(undisturbed), abs=1e-4)  # one process again
+    begun = store_at(Path(run.root) / "begun-sharded")
+    assert losses(outcome_of(replace(job, deepspeed_zero=zero), begun)) == pytest.approx(losses(undisturbed), abs=1e-4)
+    assert begun.steps() == [16, 24]
 
 
 def test_a_killed_driver_loses_nothing(

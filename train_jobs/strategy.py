@@ -68,7 +68,9 @@ def prepare(accelerator: Accelerator, loss: PackLoss, bank: AdapterBank | WholeM
     # Every worker loads the base by itself: data parallelism need not send it around.
     frozen = [name for name, tensor in loss.named_parameters() if not tensor.requires_grad]
     loss._ddp_params_and_buffers_to_ignore = frozen + [name for name, _ in loss.named_buffers()]  # type: ignore[assignment]
-    adamw = PackedAdamW(bank.groups(), num_slots=bank.num_slots)
+    # DeepSpeed steps group by group and looks for the moments of all of them after the first: it gets one.
+    uses_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    adamw = PackedAdamW(bank.parameters() if uses_deepspeed else bank.groups(), num_slots=bank.num_slots)
     module, optimizer = accelerator.prepare(loss, adamw)
     if is_zero3(accelerator):  # a forward pass finds whole parameters only now
         loss.check_head()
