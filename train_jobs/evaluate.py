@@ -16,6 +16,7 @@ from train_jobs.batches import collate
 from train_jobs.job import Question
 from train_jobs.pack import Pack
 from train_jobs.strategy import is_zero3
+from train_jobs.token_store import lengths_of, trained_counts_of
 
 Item = TypeVar("Item")
 
@@ -71,14 +72,15 @@ def _losses(pack: Pack, slots: Sequence[int]) -> list[float]:
     pack.module.eval()
     num_blocks = max(1, len(slots))
     totals = torch.zeros(num_blocks, device=pack.accelerator.device, dtype=torch.float64)
-    shortest_first = sorted(pack.job.held_out, key=lambda sample: len(sample.input_ids))
-    for samples in _my_share(pack, shortest_first, num_rows=max(1, EVALUATION_ROWS // num_blocks)):
-        batch = collate([samples] * num_blocks, device=pack.accelerator.device)
+    held_out = pack.job.held_out
+    shortest_first = lengths_of(held_out).argsort(kind="stable").tolist()
+    for indices in _my_share(pack, shortest_first, num_rows=max(1, EVALUATION_ROWS // num_blocks)):
+        batch = collate([[held_out[i] for i in indices]] * num_blocks, device=pack.accelerator.device)
         with pack.routed(batch, slots):
             totals += pack.loss(batch)
     pack.module.train()
     summed = totals if _is_repeated(pack) else pack.accelerator.reduce(totals, "sum")
-    count = sum(sample.num_trained_tokens for sample in pack.job.held_out)
+    count = int(trained_counts_of(held_out).sum())
     return [float(total) / count for total in summed]
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -18,7 +20,7 @@ from train_jobs.loss import PackLoss
 from train_jobs.packed_adamw import PackedAdamW
 from train_jobs.schedule import lr_schedule
 from train_jobs.strategy import prepare
-from train_jobs.token_store import lengths_of
+from train_jobs.token_store import lengths_of, trained_counts_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +29,8 @@ class Run:
 
     job: AdapterJob
     order: DataOrder
+    trained_counts: npt.NDArray[np.int32]
+    """Tokens with a loss of each sample."""
     schedule: Callable[[int], float]
     """From the step, counting from 0, to the factor on the learning rate."""
 
@@ -99,6 +103,7 @@ def _run(job: TrainJob, adapter: AdapterJob) -> Run:
             batch_size=job.batch_size,
             seed=adapter.seed,
         ),
+        trained_counts=trained_counts_of(job.samples),
         schedule=lr_schedule(
             adapter.lr_scheduler_type,
             num_warmup_steps=adapter.num_warmup_steps,

@@ -46,7 +46,8 @@ def train_step(pack: Pack, steps: Mapping[int, int]) -> PackStep:
     job, accelerator = pack.job, pack.accelerator
     active = sorted(steps)
     batches = [pack.runs[slot].order.batch(steps[slot]) for slot in active]
-    counts = [sum(job.samples[i].num_trained_tokens for i in batch) for batch in batches]
+    # By what is known of them: most samples of a batch are other workers' to read.
+    counts = [int(pack.runs[slot].trained_counts[batch].sum()) for slot, batch in zip(active, batches, strict=True)]
     num_trained = torch.tensor(counts, device=accelerator.device)
     learning_rates = _set_rates(pack, steps)
     sums = torch.zeros(len(active), device=accelerator.device)
@@ -71,7 +72,9 @@ def train_step(pack: Pack, steps: Mapping[int, int]) -> PackStep:
         losses=tuple(losses.tolist()),
         learning_rates=learning_rates,
         grad_norms=norms,
-        num_tokens=sum(len(job.samples[i].input_ids) for batch in batches for i in batch),
+        num_tokens=sum(
+            int(pack.runs[slot].order.lengths[batch].sum()) for slot, batch in zip(active, batches, strict=True)
+        ),
         duration_s=time.monotonic() - started,
     )
 

@@ -16,7 +16,7 @@ from train_jobs.data import check
 from train_jobs.formats import Format
 from train_jobs.messages import Dialogue, Document, TrainOn
 from train_jobs.records import DataError, Record, read_records
-from train_jobs.tokens import IGNORED, Sample, cut, whole_samples
+from train_jobs.tokens import IGNORED, Sample, cut_samples
 
 BLOCK_RECORDS = 512
 """Enough to keep a tokenizer busy for a tenth of a second, few enough to lie in memory by the dozen."""
@@ -76,17 +76,15 @@ def tokenize_block(
     counts: list[int] = []
     num_cut = 0
     try:
-        for example, found in whole_samples(
+        for found, num_longer in cut_samples(
             examples,
             tokenizer,
             max_length=rule.max_length,
             stop_token_ids=rule.stop_token_ids,
             train_on=rule.train_on,
         ):
-            if isinstance(found, DataError):
-                raise found
-            samples += [cut(sample, example.where, max_length=rule.max_length) for sample in found]
-            num_cut += sum(len(sample.input_ids) > rule.max_length for sample in found)
+            samples += found
+            num_cut += num_longer
             counts.append(len(found))
     except DataError as error:  # it stands before what was wrong with a record as such
         problem = str(error)

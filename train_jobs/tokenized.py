@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from train_jobs.messages import Dialogue, Document, TrainOn
-from train_jobs.records import DataError
 from train_jobs.token_store import lengths_of, trained_counts_of
-from train_jobs.tokens import Sample, cut, whole_samples
+from train_jobs.tokens import Sample, cut_samples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,12 +53,9 @@ def tokenize(
     """
     samples: list[Sample] = []
     num_cut = 0
-    for example, found in whole_samples(
+    for found, num_longer in cut_samples(
         examples, tokenizer, max_length=max_length, stop_token_ids=stop_token_ids, train_on=train_on
     ):
-        if isinstance(found, DataError):
-            raise found
-        for sample in found:
-            samples.append(cut(sample, example.where, max_length=max_length))
-            num_cut += len(sample.input_ids) > max_length
+        samples += found
+        num_cut += num_longer
     return TokenizedData(samples=tuple(samples), num_cut=num_cut)

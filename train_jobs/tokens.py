@@ -71,6 +71,29 @@ def whole_samples(
                 yield example, found if isinstance(found, DataError) else _dialogue_samples(found)
 
 
+def cut_samples(
+    examples: Iterable[Dialogue | Document],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    stop_token_ids: Sequence[int] = (),
+    train_on: TrainOn = "all",
+) -> Iterator[tuple[list[Sample], int]]:
+    """Yield the samples of each example within `max_length` tokens, and how many were longer.
+
+    Raises:
+        DataError: The template refuses a dialogue, its answers cannot be told from their prompts, or nothing trainable
+            is left of a sample.
+    """
+    for example, found in whole_samples(
+        examples, tokenizer, max_length=max_length, stop_token_ids=stop_token_ids, train_on=train_on
+    ):
+        if isinstance(found, DataError):
+            raise found
+        num_cut = sum(len(sample.input_ids) > max_length for sample in found)
+        yield [cut(sample, example.where, max_length=max_length) for sample in found], num_cut
+
+
 def _text_samples(
     document: Document, tokenizer: PreTrainedTokenizerBase, *, max_length: int
 ) -> list[Sample] | DataError:
