@@ -72,14 +72,23 @@ def cluster(kajiya_home_of_the_session: Path, smollm2: Path) -> Iterator[Cluster
     assert "Nothing to stop" in kajiya("down").stdout
 
 
+def english(source: Path, folder: Path) -> Path:
+    """Return the English half of `source`, which has half of its facts and a third of its tokens."""
+    lines = [line for line in source.read_text().splitlines(keepends=True) if line.isascii()]
+    (folder / source.name).write_text("".join(lines))
+    return folder / source.name
+
+
 @pytest.fixture(scope="module")
-def trained(cluster: Cluster) -> dict[str, float]:
-    """Train the shop's FAQ as the demo does, one epoch less, and return the manifest's metrics."""
+def trained(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    """Train the English half of the shop's FAQ with the demo's settings, and return the manifest's metrics."""
+    folder = tmp_path_factory.mktemp("english")
     settings = ["r=8", "lora_alpha=16", "lora_dropout=0.05", "learning_rate=3e-3", "warmup_steps=5"]
     settings += ["micro_batch_size=4", "gradient_accumulation_steps=1"]
     words = [word for setting in settings for word in ("--set", setting)]
-    files = ["--data", str(DATA / "train.jsonl"), "--eval-data", str(DATA / "heldout.jsonl")]
-    said = kajiya("train", MODEL, *files, "--name", "shop", "--epochs", "2", *words, timeout_s=560).stdout
+    train, held_out = (english(DATA / name, folder) for name in ("train.jsonl", "heldout.jsonl"))
+    files = ["--data", str(train), "--eval-data", str(held_out)]
+    said = kajiya("train", MODEL, *files, "--name", "shop", "--epochs", "3", *words, timeout_s=560).stdout
     report = Path(said.partition("report: ")[2].partition("\n")[0])
     assert CAT_QUESTION in report.read_text()
     manifest = json.loads(kajiya("adapters", "show", f"{MODEL}:shop", "--json").stdout)["manifest"]

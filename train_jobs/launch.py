@@ -8,6 +8,7 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, Tr
 from ray.train.torch import TorchTrainer
 
 from cluster.errors import UserError
+from train_jobs.connection import connect
 from train_jobs.interrupt import treat_sigterm_as_ctrl_c
 from train_jobs.job import TrainJob
 from train_jobs.loop import OUTCOME, Outcome
@@ -74,7 +75,7 @@ def launch(job: TrainJob, run: RunStore, *, num_workers: int, use_gpu: bool, min
     """
     if (kept := run.read_result()) is not None:
         return OUTCOME.validate_json(kept)
-    ray.init(ignore_reinit_error=True)
+    connect()
     treat_sigterm_as_ctrl_c()
     _ensure_resources(min_workers or num_workers, use_gpu=use_gpu)
     job = carried(job)

@@ -12,6 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from cluster.model_card import ModelCard
 from cluster.models.base import load_tokenizer
+from train_jobs.connection import connect
 from train_jobs.formats import Format, format_named
 from train_jobs.records import DataError
 from train_jobs.token_block import TokenBlock, TokenRule, empty_block, record_blocks, tokenize_block
@@ -29,7 +30,7 @@ def blocks_from_cluster(source: str, format_: Format, card: ModelCard, rule: Tok
     Raises:
         DataError: The source as a whole cannot be read.
     """
-    ray.init(ignore_reinit_error=True)
+    connect()
     num_free = int(ray.available_resources().get("CPU", 0))
     with DataContext.current(_context()):
         records = ray.data.from_items([source]).map_batches(

@@ -16,6 +16,7 @@ from cluster.memory import weights_bytes
 from cluster.plan import TrainingPlan
 from cluster.registry import AdapterVersion
 from train_jobs.arguments import Request
+from train_jobs.connection import connect
 from train_jobs.interrupt import treat_sigterm_as_ctrl_c
 from train_jobs.job import TrainJob
 from train_jobs.launch import WORKER_ENV
@@ -60,7 +61,7 @@ def run_search(request: SearchRequest, trials: TrialPlan, data: Data, *, resume:
     outline = outline_of(request, trials, job, name=resume or new_search(request))
     _announce(outline)
     quiet_ray()
-    ray.init(ignore_reinit_error=True)
+    connect()
     treat_sigterm_as_ctrl_c()
     job = carried(job)
     workers = start_workers(job, outline, use_gpu=plan.hardware.gpu is not None) if is_packed else []
