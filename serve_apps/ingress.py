@@ -59,9 +59,9 @@ class Ingress(OpenAiIngress):  # type: ignore[misc] # the constructor and routin
         """Say whether every model answers or would wake for a request: 200, else 503."""
         return await self._status.ready()
 
-    async def state(self) -> JSONResponse:
+    async def state(self, request: Request) -> JSONResponse:
         """Say how many replicas each model has and which share of the GPUs is in use."""
-        return await self._status.state()
+        return await self._status.state(admission_of(call_of(request)).may_know)
 
     async def page(self) -> HTMLResponse:
         """Return the playground."""

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -34,9 +35,10 @@ class Status:
         self._states: list[ModelState] = []
         self._asked_s = float("-inf")
 
-    async def state(self) -> JSONResponse:
-        """Answer `/state`: replicas of each model, and the cluster's GPUs."""
-        return JSONResponse(state_body(await self._model_states(), await asyncio.to_thread(gpus)))
+    async def state(self, may_know: Callable[[str], bool]) -> JSONResponse:
+        """Answer `/state`: replicas of each model that the client may know of, and the cluster's GPUs."""
+        states = [state for state in await self._model_states() if may_know(state.model)]
+        return JSONResponse(state_body(states, await asyncio.to_thread(gpus)))
 
     async def ready(self) -> JSONResponse:
         """Answer `/ready`: 200 when each model answers or would wake, else 503."""
@@ -51,11 +53,14 @@ class Status:
 
 
 def readiness(models: Sequence[str], states: Sequence[ModelState]) -> JSONResponse:
-    """Return the answer to a readiness probe for `models`; one that Serve does not know yet is starting."""
+    """Return the answer to a readiness probe for `models`; one that Serve does not know yet is starting.
+
+    Everybody may ask, so it counts models and names none.
+    """
     phases = {state.model: state.phase for state in states}
-    words = {model: READINESS[phases.get(model, "starting")] for model in models}
+    words = Counter(READINESS[phases.get(model, "starting")] for model in models)
     is_ready = all(phases.get(model) in READY_PHASES for model in models)
-    body = {"status": "ready" if is_ready else "not ready", "models": words}
+    body = {"status": "ready" if is_ready else "not ready", "num_models": dict(words)}
     return JSONResponse(body, status_code=200 if is_ready else 503)
 
 

@@ -157,7 +157,7 @@ def test_the_page_and_the_probes_wake_no_model(observed: Observed) -> None:
     for _ in range(4):
         assert httpx.get(f"{observed.url}/health").json() == {"status": "ok"}
         ready = httpx.get(f"{observed.url}/ready").json()
-        assert ready["models"] == {observed.model: "ready", "asleep": "at zero, wakes on request"}
+        assert ready["num_models"] == {"ready": 1, "at zero, wakes on request": 1}
         state = {m["model"]: m for m in httpx.get(f"{observed.url}/state").json()["models"]}
         assert (state[observed.model]["num_running"], state[observed.model]["phase"]) == (1, "running")
         assert (state["asleep"]["target_num_replicas"], state["asleep"]["phase"]) == (0, "asleep")

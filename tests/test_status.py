@@ -1,11 +1,14 @@
 """What probes and the page are told of the models, from states that Serve's controller gave."""
 
+import asyncio
+import json
 from dataclasses import replace
 
 import pytest
 
+from serve_apps import status
 from serve_apps.states import ModelState
-from serve_apps.status import readiness, state_body
+from serve_apps.status import Status, readiness, state_body
 
 
 def state(model: str, **changes: object) -> ModelState:
@@ -23,7 +26,7 @@ FAILED = state("b", num_running=0, status="UNHEALTHY")
 
 
 @pytest.mark.parametrize(
-    ("other", "status", "word"),
+    ("other", "status_code", "word"),
     [
         (ASLEEP, 200, "at zero, wakes on request"),
         (STARTING, 503, "starting"),
@@ -31,10 +34,10 @@ FAILED = state("b", num_running=0, status="UNHEALTHY")
         (None, 503, "starting"),
     ],
 )
-def test_ready_is_when_every_model_answers_or_would_wake(other: ModelState | None, status: int, word: str) -> None:
+def test_ready_is_when_every_model_answers_or_would_wake(other: ModelState | None, status_code: int, word: str) -> None:
     answer = readiness(["a", "b"], [RUNNING, *([other] if other else [])])
-    assert answer.status_code == status
-    assert f'"a":"ready","b":"{word}"' in bytes(answer.body).decode()
+    assert answer.status_code == status_code
+    assert json.loads(answer.body)["num_models"] == {"ready": 1, word: 1}
 
 
 def test_the_state_tells_replicas_and_shares_of_gpus_but_no_nodes() -> None:
@@ -43,3 +46,13 @@ def test_the_state_tells_replicas_and_shares_of_gpus_but_no_nodes() -> None:
     assert body["models"][0]["phase"] == "running"
     assert (body["models"][0]["num_gpus"], body["models"][0]["accelerator_type"]) == (0.25, "L4")
     assert "replicas" not in body["models"][0]
+
+
+def test_a_client_is_told_of_the_models_that_it_may_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def both(*_: object) -> list[ModelState]:
+        return [RUNNING, ASLEEP]
+
+    monkeypatch.setattr(status, "model_states", both)
+    monkeypatch.setattr(status, "gpus", lambda: {"total": 8.0, "used": 0.25})
+    answer = asyncio.run(Status({}, {}).state({"b"}.__contains__))
+    assert [model["model"] for model in json.loads(answer.body)["models"]] == ["b"]
