@@ -37,7 +37,7 @@ FAILED = state("b", num_running=0, status="UNHEALTHY")
 def test_ready_is_when_every_model_answers_or_would_wake(other: ModelState | None, status_code: int, word: str) -> None:
     answer = readiness(["a", "b"], [RUNNING, *([other] if other else [])])
     assert answer.status_code == status_code
-    assert json.loads(answer.body)["num_models"] == {"ready": 1, word: 1}
+    assert json.loads(bytes(answer.body))["num_models"] == {"ready": 1, word: 1}
 
 
 def test_the_state_tells_replicas_and_shares_of_gpus_but_no_nodes() -> None:
@@ -55,4 +55,4 @@ def test_a_client_is_told_of_the_models_that_it_may_know(monkeypatch: pytest.Mon
     monkeypatch.setattr(status, "model_states", both)
     monkeypatch.setattr(status, "gpus", lambda: {"total": 8.0, "used": 0.25})
     answer = asyncio.run(Status({}, {}).state({"b"}.__contains__))
-    assert [model["model"] for model in json.loads(answer.body)["models"]] == ["b"]
+    assert [model["model"] for model in json.loads(bytes(answer.body))["models"]] == ["b"]
