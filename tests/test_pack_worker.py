@@ -5,17 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_pack import adapter, job_of, losses_of, pack_of, running
-from tiny_models import tiny_llama_folder
+from test_pack import adapter, job_of, losses_of, pack_of
+from tiny_models import byte_tokenizer, tiny_llama_folder
 
 from cluster.catalog import find
-from cluster.model_card import ModelCard
+from cluster.model_card import ModelCard, Precision
 from cluster.models.bank import AdapterBank
 from cluster.models.base import load_base
-from train_jobs.evaluate import evaluate
+from train_jobs import loop
 from train_jobs.job import AdapterJob
 from train_jobs.pack import PackSize
-from train_jobs.step import train_step
+from train_jobs.run_store import RunStore
 from tune_spaces.pack_worker import PackWorker
 from tune_spaces.trial import DIVERGED_LOSS, entry_of
 
@@ -27,23 +27,31 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> ModelCard:
     return find(str(tiny_llama_folder(tmp_path_factory.mktemp("models") / "tiny")))
 
 
-def worker_of(card: ModelCard, *, num_slots: int, accumulation: int = 1) -> PackWorker:
-    job = replace(job_of(card, accumulation=accumulation), adapters=())
+def worker_of(card: ModelCard, *, num_slots: int, accumulation: int = 1, precision: Precision = "fp32") -> PackWorker:
+    job = replace(job_of(card, accumulation=accumulation), adapters=(), precision=precision)
     size = PackSize(num_slots=num_slots, max_r=8, target_modules=LINEARS)
     return PackWorker(job, size, reduction_factor=2)
 
 
-def held_out_alone(card: ModelCard, run: AdapterJob, *, num_steps: int) -> float:
-    pack = pack_of(job_of(card, run))
-    for step in range(num_steps):
-        train_step(pack, running(pack, step))
-    return evaluate(pack, None, slot=0).loss  # no questions, so no tokenizer is needed
+def alone(
+    card: ModelCard, run: AdapterJob, folder: Path, *, accumulation: int, precision: Precision
+) -> tuple[list[float], dict[int, float]]:
+    """Return the losses of a run of `train_jobs`, and those on the held-out part after its steps 3 and 8."""
+    job = replace(job_of(card, run, accumulation=accumulation), precision=precision, eval_steps=1)
+    store = RunStore(root=str(folder), run=f"alone-{run.seed}")
+    store.write_record(b"{}")
+    outcome = loop.run(pack_of(job), byte_tokenizer(), store)
+    return [step.losses[0] for step in outcome.history], {look.step: look.loss for look in outcome.held_out}
 
 
-def test_trials_that_come_and_go_equal_their_runs_alone(card: ModelCard) -> None:
-    runs = [adapter(1, r=4), adapter(2, r=8, dropout=0.2, lr=3e-3), adapter(3, r=2, lr=3e-2), adapter(4, r=4, lr=1e-3)]
-    expected = {(i, n): held_out_alone(card, runs[i], num_steps=n) for i in range(4) for n in (3, 8)}
-    worker = worker_of(card, num_slots=3)
+@pytest.mark.parametrize(("precision", "accumulation"), [("fp32", 1), ("fp32", 3), ("nf4", 2)])
+def test_trials_that_come_and_go_equal_their_runs_alone(
+    card: ModelCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision, accumulation: int
+) -> None:
+    monkeypatch.setattr("ray.train.get_preemption_info", lambda: None)
+    runs = [adapter(1, r=4), adapter(2, r=8, dropout=0.2, lr=3e-3), adapter(3, r=2, lr=3e-2, dropout=0.1), adapter(4)]
+    solo = [alone(card, run, tmp_path, accumulation=accumulation, precision=precision) for run in runs]
+    worker = worker_of(card, num_slots=3, accumulation=accumulation, precision=precision)
 
     def search(index: int) -> list[float]:
         name, run = f"trial-{index}", runs[index]
@@ -53,7 +61,7 @@ def test_trials_that_come_and_go_equal_their_runs_alone(card: ModelCard) -> None
         for until in (3,) if index == 1 else (3, 8):
             report = worker.advance(name, until)
             assert report.step == until
-            assert report.held_out_loss == pytest.approx(expected[index, until], abs=1e-5)
+            assert report.held_out_loss == pytest.approx(solo[index][1][until], abs=1e-5)
             losses += report.losses
         if index == 1:
             worker.leave(name)
@@ -62,10 +70,10 @@ def test_trials_that_come_and_go_equal_their_runs_alone(card: ModelCard) -> None
 
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(search, range(3)))
-    alone = [[loss for (loss,) in losses_of(job_of(card, run))] for run in runs]
-    assert found[0] == pytest.approx(alone[0], abs=1e-5)
-    assert found[1] == pytest.approx([*alone[1][:3], *alone[3]], abs=1e-5)
-    assert found[2] == pytest.approx(alone[2], abs=1e-5)
+    assert found[0] == pytest.approx(solo[0][0], abs=1e-5)
+    assert found[1] == pytest.approx([*solo[1][0][:3], *solo[3][0]], abs=1e-5)
+    assert found[2] == pytest.approx(solo[2][0], abs=1e-5)
+    assert found[0][-1] < found[0][0] - 0.05, "it learned"
 
 
 def test_a_full_worker_takes_no_more_and_a_freed_slot_is_given_again(card: ModelCard) -> None:
@@ -86,8 +94,8 @@ def test_a_trial_goes_on_in_another_worker_as_if_nothing_had_happened(card: Mode
     second.enter("other", adapter(6))
     second.enter("x", run, first.state("x"))
     ended = second.advance("x", 8)
-    alone = [loss for (loss,) in losses_of(job_of(card, run))]
-    assert [*begun.losses, *ended.losses] == pytest.approx(alone, abs=1e-5)
+    expected = [loss for (loss,) in losses_of(job_of(card, run))]
+    assert [*begun.losses, *ended.losses] == pytest.approx(expected, abs=1e-5)
 
 
 def test_who_gives_a_slot_back_late_takes_it_from_nobody(card: ModelCard) -> None:
@@ -110,8 +118,8 @@ def test_a_trial_that_diverges_ends_at_once_and_disturbs_nobody(card: ModelCard)
         calm_report, hot_report = pool.map(lambda name: worker.advance(name, 8), ("calm", "hot"))
     assert hot_report.held_out_loss == DIVERGED_LOSS
     assert hot_report.step < 8
-    alone = [loss for (loss,) in losses_of(job_of(card, calm))]
-    assert calm_report.losses == pytest.approx(alone, abs=1e-5)
+    expected = [loss for (loss,) in losses_of(job_of(card, calm))]
+    assert calm_report.losses == pytest.approx(expected, abs=1e-5)
 
 
 def test_what_a_worker_gives_back_is_a_peft_adapter(card: ModelCard, tmp_path: Path) -> None:
