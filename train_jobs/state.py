@@ -11,6 +11,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from train_jobs.pack import Pack
+from train_jobs.strategy import is_zero3
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Of `PackedAdamW`, by the names that torch's own AdamW has for them."""
@@ -72,13 +73,24 @@ def _set_weight(pack: Pack, parameter: nn.Parameter, weight: torch.Tensor) -> No
         parameter.data.copy_(weight)
         return
     import deepspeed
-    from deepspeed.utils import safe_set_full_fp32_param
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
     # The shard that the optimizer works on, and what the forward pass reads, which is another copy.
-    safe_set_full_fp32_param(parameter, weight)
+    if is_zero3(pack.accelerator):
+        safe_set_local_fp32_param(parameter, _part(pack, weight))
+    else:
+        safe_set_full_fp32_param(parameter, weight)
     with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
         if parameter.numel() == weight.numel():
             parameter.data.copy_(weight)
+
+
+def _part(pack: Pack, whole: torch.Tensor) -> torch.Tensor:
+    """Return this worker's part under ZeRO-3: all are of one length, the last one filled up with zeros."""
+    length = -(-whole.numel() // pack.accelerator.num_processes)
+    start = length * pack.accelerator.process_index
+    mine = whole.flatten()[start : start + length]
+    return nn.functional.pad(mine, (0, length - mine.numel()))
 
 
 def _moment(pack: Pack, parameter: nn.Parameter, name: str) -> torch.Tensor:
@@ -91,17 +103,23 @@ def _moment(pack: Pack, parameter: nn.Parameter, name: str) -> torch.Tensor:
 
 
 def _set_moment(pack: Pack, parameter: nn.Parameter, name: str, moment: torch.Tensor) -> None:
-    if _is_deepspeed(pack):
-        from deepspeed.utils import safe_set_full_optimizer_state
-
-        safe_set_full_optimizer_state(parameter, moment, name)
-    else:
+    if not _is_deepspeed(pack):
         pack.adamw.state[parameter][name] = moment.clone()
+        return
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+    if is_zero3(pack.accelerator):
+        safe_set_local_optimizer_state(parameter, _part(pack, moment), name)
+    else:
+        safe_set_full_optimizer_state(parameter, moment, name)
 
 
 def _make_room_for_moments(pack: Pack) -> None:
-    # DeepSpeed links each parameter to its part of the moments after the first step, which a resumed run has not made.
-    for group in pack.adamw.param_groups:
-        for shard in group["params"]:
-            pack.adamw.state[shard] = {name: torch.zeros_like(shard) for name in MOMENTS}
-    pack.optimizer.optimizer._lazy_init_hp_params_optimizer_state()  # type: ignore[attr-defined]
+    # DeepSpeed makes the moments in its first step, which a resumed run has not made; below stage 3 it then links each
+    # parameter to its part of them.
+    zero: Any = pack.optimizer.optimizer  # type: ignore[attr-defined]
+    shards = zero.fp32_partitioned_groups_flat if is_zero3(pack.accelerator) else zero.single_partition_of_fp32_groups
+    for shard in shards:
+        pack.adamw.state[shard] = {name: torch.zeros_like(shard) for name in MOMENTS}
+    if not is_zero3(pack.accelerator):
+        zero._lazy_init_hp_params_optimizer_state()
