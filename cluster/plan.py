@@ -3,8 +3,8 @@
 from cluster.memory import DoesNotFit, MemoryItem, MemoryTable
 from cluster.plan_engine import Engine
 from cluster.plan_serving import ServingPlan, plan_serving
-from cluster.plan_training import Strategy, TrainingPlan, plan_training
-from cluster.presets import Decision, DType, Method
+from cluster.plan_training import TrainingPlan, plan_training
+from cluster.presets import Decision, DType, Method, Strategy
 from cluster.training_wishes import BadOverride
 from cluster.traps import ImpossibleCombination
 

@@ -1,4 +1,4 @@
-"""DDP or ZeRO, and what moves to the CPU: the layouts to try, lightest first, and why one was taken."""
+"""DDP, ZeRO or FSDP, and what moves to the CPU: the layouts to try, lightest first, and why one was taken."""
 
 from cluster import traps
 from cluster.hardware import Hardware
@@ -32,8 +32,8 @@ def layouts(
     if stage == 3 and precision in ("int8", "gptq"):
         raise traps.ImpossibleCombination(traps.ZERO3_8BIT)
     ladder = _ladder(hardware, method=method, precision=precision, num_workers=num_workers)
-    if wishes.strategy in ("ddp", "dp"):
-        return [Layout()]
+    if wishes.strategy in ("ddp", "dp", "fsdp"):
+        return [Layout(strategy="ddp" if wishes.strategy == "dp" else wishes.strategy)]
     kept = [x for x in ladder if stage in (None, x.zero_stage) and _agrees(x, wanted)]
     if wishes.strategy == "deepspeed":
         kept = [x for x in kept if x.zero_stage > 0]
@@ -45,8 +45,10 @@ def _check_strategy(wishes: TrainingWishes, log: Log, precision: Precision) -> N
         if is_quantized(precision):
             raise traps.ImpossibleCombination(traps.DATA_PARALLEL)
         log.warn(traps.DATA_PARALLEL_SLOW)
+    if wishes.strategy == "fsdp" and is_quantized(precision):
+        raise traps.ImpossibleCombination(traps.FSDP_QUANTIZED)
     needs_zero = [name for name in OFFLOADS if getattr(wishes, name)] + (["zero_stage"] if wishes.zero_stage else [])
-    if wishes.strategy in ("ddp", "dp") and needs_zero:
+    if wishes.strategy in ("ddp", "dp", "fsdp") and needs_zero:
         raise traps.ImpossibleCombination(
             f"strategy '{wishes.strategy}' has no {', '.join(needs_zero)}: that is DeepSpeed's; use 'deepspeed'."
         )
@@ -69,15 +71,19 @@ def _ladder(hardware: Hardware, *, method: Method, precision: Precision, num_wor
     state = {"offload_optimizer": True, "offload_gradients": True}
     ladder = [Layout()]
     if hardware.gpu is None:
-        return [*ladder, Layout(zero_stage=2)]
+        return [*ladder, _zero(2)]
     if num_workers > 1 and method == "full":
-        ladder.append(Layout(zero_stage=2))
-    ladder.append(Layout(zero_stage=2, **state))
+        ladder.append(_zero(2))
+    ladder.append(_zero(2, **state))
     if precision not in ("int8", "gptq"):
         if num_workers > 1:
-            ladder += [Layout(zero_stage=3), Layout(zero_stage=3, **state)]
-        ladder.append(Layout(zero_stage=3, offload_param=True, **state))
+            ladder += [_zero(3), _zero(3, **state)]
+        ladder.append(_zero(3, offload_param=True, **state))
     return ladder
+
+
+def _zero(stage: int, **offloads: bool) -> Layout:
+    return Layout(strategy="deepspeed" if stage else "ddp", zero_stage=stage, **offloads)
 
 
 def _agrees(layout: Layout, wanted: dict[str, bool]) -> bool:
@@ -87,7 +93,7 @@ def _agrees(layout: Layout, wanted: dict[str, bool]) -> bool:
 def _forced(stage: int | None, wanted: dict[str, bool]) -> Layout:
     """Return the layout that the wishes spell out, where no rung of the ladder is like it."""
     needs = 1 if wanted.get("offload_optimizer") or wanted.get("offload_gradients") else 0
-    return Layout(zero_stage=max(stage if stage is not None else 2 * needs, needs), **wanted)
+    return _zero(max(stage if stage is not None else 2 * needs, needs), **wanted)
 
 
 def explain_layout(
@@ -103,8 +109,7 @@ def explain_layout(
     stage = layout.zero_stage
     fixed = wishes.zero_stage is not None or wishes.strategy is not None
     because = "asked for" if fixed else "all of it fits on every worker" if not stage else "the state must be shared"
-    strategy = "deepspeed" if stage else "ddp"
-    log.decide("strategy", strategy, "user" if wishes.strategy else "memory", because)
+    log.decide("strategy", layout.strategy, "user" if wishes.strategy else "memory", because)
     if stage:
         log.decide("zero_stage", stage, "user" if wishes.zero_stage else "memory", because)
     if stage == 3 and precision == "nf4":

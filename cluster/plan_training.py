@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from cluster import traps
 from cluster.hardware import Hardware
@@ -16,12 +16,10 @@ from cluster.plan_method import choose_method, learning_rate, lora_settings
 from cluster.plan_options import lighter_precisions, machine_groups
 from cluster.plan_precision import choose_compute_dtype, is_quantized
 from cluster.plan_record import Attempt, Log, memory_json, what_fits
-from cluster.presets import Decision, DType, LearningRatePreset, LoraPreset, Method
+from cluster.presets import Decision, DType, LearningRatePreset, LoraPreset, Method, Strategy
 from cluster.training_arrangement import DEFAULT_LENGTH, MIN_LENGTH, candidates, explain, first_load, fit, tables
 from cluster.training_memory import TrainingLoad
 from cluster.training_wishes import TrainingWishes, read_wishes
-
-Strategy = Literal["ddp", "deepspeed"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +42,7 @@ class TrainingPlan:
     """Tokens of the longest sample that is trained whole."""
     strategy: Strategy
     zero_stage: int
-    """DeepSpeed's ZeRO stage; 0 with strategy "ddp"."""
+    """DeepSpeed's ZeRO stage; 0 with any other strategy."""
     offload_optimizer: bool
     offload_gradients: bool
     offload_param: bool
@@ -153,6 +151,8 @@ def _plan(card: ModelCard, hardware: Hardware, wishes: TrainingWishes) -> Traini
 def _refuse(load: TrainingLoad) -> None:
     if load.lora is not None and load.lora.loraplus_lr_ratio != 1 and load.layout.zero_stage:
         raise traps.ImpossibleCombination(traps.LORAPLUS_ZERO)
+    if load.layout.strategy == "fsdp" and load.compute_dtype == "float16":
+        raise traps.ImpossibleCombination(traps.FSDP_FP16)
 
 
 def _fits_fp32(card: ModelCard, hardware: Hardware, wishes: TrainingWishes) -> bool:
@@ -173,7 +173,8 @@ def _does_not_fit(load: TrainingLoad, hardware: Hardware, wishes: TrainingWishes
     nearest = min((candidate for candidate, _ in candidates(load, hardware, wishes, Log())), key=excess)
     device, host = tables(nearest, hardware)
     table = host if host is not None and device.fits else device
-    how = f"ZeRO-{nearest.layout.zero_stage}" if nearest.layout.zero_stage else "plain data parallelism"
+    layout = nearest.layout
+    how = f"ZeRO-{layout.zero_stage}" if layout.zero_stage else layout.strategy.upper()
     return DoesNotFit(
         f"{load.method} training of {load.card.name} at {load.precision} needs {table.as_sum()} of {table.device} at "
         f"micro batch {nearest.micro_batch_size} x {load.max_length} tokens with {how}"
@@ -197,7 +198,7 @@ def _finish(load: TrainingLoad, batch: Batch, rate: LearningRatePreset, hardware
         gradient_accumulation_steps=batch.gradient_accumulation_steps,
         num_workers=load.num_workers,
         max_length=load.max_length,
-        strategy="deepspeed" if layout.zero_stage else "ddp",
+        strategy=layout.strategy,
         zero_stage=layout.zero_stage,
         offload_optimizer=layout.offload_optimizer,
         offload_gradients=layout.offload_gradients,

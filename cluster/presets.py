@@ -12,6 +12,7 @@ SizeClass = Literal["32B+", "20B-32B", "7B-20B", "<7B"]
 DType = Literal["float32", "float16", "bfloat16"]
 """torch's name of a dtype; `BitsAndBytesConfig` and vLLM take it as a string."""
 Method = Literal["full", "lora", "qlora"]
+Strategy = Literal["ddp", "deepspeed", "fsdp", "dp"]
 PresetName = Literal["standard", "large", "medium", "small"]
 SchedulerType = Literal["linear", "cosine", "constant_with_warmup"]
 Source = Literal["user", "model", "size rule", "memory", "hardware", "default"]

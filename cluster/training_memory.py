@@ -15,7 +15,7 @@ from cluster.memory import (
     weights_bytes,
 )
 from cluster.model_card import ModelCard, Precision
-from cluster.presets import DType, LoraPreset, Method
+from cluster.presets import DType, LoraPreset, Method, Strategy
 
 GATHERED_LAYERS = 2
 """ZeRO-3 holds the layer at work whole, and fetches the next one meanwhile."""
@@ -25,11 +25,22 @@ GATHERED_LAYERS = 2
 class Layout:
     """How the state of a run is spread over workers and RAM (ZeRO, arXiv:1910.02054; offload, arXiv:2101.06840)."""
 
+    strategy: Strategy = "ddp"
     zero_stage: int = 0
-    """0 = DDP: every worker holds everything."""
+    """0 = none: with "ddp", every worker holds everything."""
     offload_optimizer: bool = False
     offload_gradients: bool = False
     offload_param: bool = False
+
+    @property
+    def has_offload(self) -> bool:
+        """Return whether something lies in the RAM of the node."""
+        return self.offload_optimizer or self.offload_gradients or self.offload_param
+
+    @property
+    def is_sharding_weights(self) -> bool:
+        """Return whether each worker holds a part of the weights, and fetches the rest when it is needed."""
+        return self.zero_stage == 3 or self.strategy == "fsdp"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,12 +90,10 @@ def device_table(load: TrainingLoad, *, device: str, available_bytes: int, num_s
     card, layout, workers = load.card, load.layout, load.num_workers
     state = trained_state(load)
     weights = 0 if layout.offload_param else _share(weights_bytes(card, load.precision, load.compute_dtype), load, 3)
+    if layout.strategy == "fsdp" and num_shared > 1:  # in the RAM, where each worker loads them whole at first
+        weights = weights_bytes(card, load.precision, load.compute_dtype)
     gradients = 0 if layout.offload_gradients else _share(state.gradients, load, 2)
     optimizer = 0 if layout.offload_optimizer else _share(state.optimizer, load, 1)
-    gathered = 0
-    if layout.zero_stage == 3:
-        gathered = GATHERED_LAYERS * (card.num_linear_parameters() // card.num_hidden_layers)
-        gathered *= VALUE_BYTES[load.compute_dtype]
     activations = activation_bytes(
         card,
         method=load.method,
@@ -100,14 +109,14 @@ def device_table(load: TrainingLoad, *, device: str, available_bytes: int, num_s
     adapter = f"rank {load.lora.r} on {len(load.lora.target_modules)} linears" if load.lora else ""
     kept = "layer inputs and one layer" if load.gradient_checkpointing else "all layers"
     items = (
-        ("weights", weights, load.precision + (split if layout.zero_stage == 3 else "")),
+        ("weights", weights, load.precision + (split if layout.is_sharding_weights else "")),
         ("adapters", state.values, f"{adapter}, {state.num_parameters / 1e6:.1f} M values, fp32"),
-        ("gradients", gradients, "of what is trained" + (split if layout.zero_stage >= 2 else "")),
-        ("optimizer", optimizer, "Adam" + (split if layout.zero_stage >= 1 else "")),
+        ("gradients", gradients, "of what is trained" + (split if gradients < state.gradients else "")),
+        ("optimizer", optimizer, "Adam" + (split if optimizer < state.optimizer else "")),
         ("activations", activations, f"{load.micro_batch_size} x {load.max_length:,} tokens, {kept}"),
         ("logits", logits_bytes(card, num_tokens=tokens, copies=TRAINING_LOGIT_COPIES), "fp32, 3 copies"),
         ("unpacked linear", unpacked, f"the largest one, {load.compute_dtype}"),
-        ("gathered layers", gathered, f"ZeRO-3, {GATHERED_LAYERS} at a time"),
+        ("gathered layers", _gathered(load), _gathered_formula(load)),
         ("process", PROCESS_BYTES, "libraries, context, workspaces"),
     )
     times = f", x {num_shared} workers" if num_shared > 1 else ""
@@ -128,7 +137,9 @@ def host_table(load: TrainingLoad, *, available_bytes: int) -> MemoryTable | Non
     The optimizer in the RAM works in fp32 (DeepSpeed's CPU Adam).
     """
     layout = load.layout
-    if layout == Layout(zero_stage=layout.zero_stage):
+    if layout.strategy == "fsdp":
+        return _loading_table(load, available_bytes=available_bytes)
+    if not layout.has_offload:
         return None
     state = trained_state(load)
     parts = (
@@ -145,6 +156,39 @@ def host_table(load: TrainingLoad, *, available_bytes: int) -> MemoryTable | Non
     return MemoryTable(device="RAM", available_bytes=available_bytes, items=items)
 
 
+def _loading_table(load: TrainingLoad, *, available_bytes: int) -> MemoryTable:
+    """Return what FSDP's workers hold in the RAM before they move their parts to the GPUs: the base, each of them."""
+    workers = load.num_workers
+    weights = weights_bytes(load.card, load.precision, load.compute_dtype)
+    items = (
+        MemoryItem(name="weights", num_bytes=weights * workers, formula=f"while loading, {workers} x the whole base"),
+        MemoryItem(name="process", num_bytes=PROCESS_BYTES * workers, formula=f"{workers} x libraries and workspaces"),
+    )
+    return MemoryTable(device="RAM", available_bytes=available_bytes, items=items)
+
+
+def _gathered(load: TrainingLoad) -> int:
+    """Return what a worker holds whole of sharded weights: some layers; FSDP also embeddings and head."""
+    card = load.card
+    if not load.layout.is_sharding_weights:
+        return 0
+    values = GATHERED_LAYERS * (card.num_linear_parameters() // card.num_hidden_layers)
+    if load.layout.strategy == "fsdp":
+        values += card.num_parameters() - card.num_linear_parameters()
+    return values * VALUE_BYTES[load.compute_dtype]
+
+
+def _gathered_formula(load: TrainingLoad) -> str:
+    name = "FSDP, embeddings, head and" if load.layout.strategy == "fsdp" else "ZeRO-3,"
+    return f"{name} {GATHERED_LAYERS} at a time"
+
+
 def _share(num_bytes: int, load: TrainingLoad, from_stage: int) -> int:
-    """Return a worker's part: all of it below `from_stage`, its shard from there on."""
-    return -(-num_bytes // load.num_workers) if load.layout.zero_stage >= from_stage else num_bytes
+    """Return a worker's part: all of it below `from_stage`, its shard from there on.
+
+    FSDP shards what ZeRO-3 does, but for adapters and their state.
+    """
+    is_shared = load.layout.zero_stage >= from_stage
+    if load.layout.strategy == "fsdp":
+        is_shared = from_stage == 3 or load.lora is None
+    return -(-num_bytes // load.num_workers) if is_shared else num_bytes

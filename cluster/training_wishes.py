@@ -3,11 +3,11 @@
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from cluster.errors import UserError
 from cluster.model_card import ModelCard, Precision
-from cluster.presets import Method, PresetName, SchedulerType
+from cluster.presets import Method, PresetName, SchedulerType, Strategy
 
 
 class BadOverride(UserError, ValueError):
@@ -39,7 +39,7 @@ class TrainingWishes:
     effective_batch_size: int | None = None
     """Samples per optimizer step, over all workers and micro batches."""
     gradient_checkpointing: bool | None = None
-    strategy: Literal["ddp", "deepspeed", "dp"] | None = None
+    strategy: Strategy | None = None
     zero_stage: int | None = None
     offload_optimizer: bool | None = None
     offload_gradients: bool | None = None
@@ -107,7 +107,7 @@ OVERRIDES: dict[str, Callable[[object], object]] = {
     "gradient_accumulation_steps": _whole(1),
     "effective_batch_size": _whole(1),
     "gradient_checkpointing": _yes_or_no,
-    "strategy": _choice(Literal["ddp", "deepspeed", "dp"]),
+    "strategy": _choice(Strategy),
     "zero_stage": _whole(0, 3),
     "offload_optimizer": _yes_or_no,
     "offload_gradients": _yes_or_no,

@@ -28,6 +28,11 @@ ZERO3_4BIT = (
 )
 FULL_FP16 = "Full fine-tuning in fp16 loses small updates: use precision fp32, or bf16 on a GPU that has it."
 LORAPLUS_ZERO = "loraplus_lr_ratio is not proven under DeepSpeed; use --set strategy=ddp."
+FSDP_QUANTIZED = "FSDP cannot shard int8 or 4-bit weights as bitsandbytes stores them: use strategy 'ddp' or ZeRO-2."
+FSDP_FP16 = (
+    "FSDP in fp16 is not proven: each worker would scale its own part of the loss. Use strategy 'deepspeed' with "
+    "zero_stage 3, or precision fp32."
+)
 ZERO3_8BIT = "ZeRO-3 cannot shard int8 or GPTQ weights: use ZeRO-2 or DDP, or nf4 with bnb_4bit_quant_storage."
 MODELFILE_TEMPLATE = (
     "The specification's Modelfile template [INST] ... [/INST] and its stop words fit Llama-2 models only: "

@@ -1,10 +1,11 @@
 """How workers share a training run: strategies, ZeRO stages, offload, and what excludes what."""
 
 import pytest
-from by_hand import GIB
+from by_hand import FACTS, GIB
 
 from cluster.catalog import find
 from cluster.hardware import declared
+from cluster.model_card import Precision
 from cluster.plan import ImpossibleCombination, TrainingPlan, plan_training
 
 CPU = declared(gpu=None, num_cpus=2, ram_bytes=24 * GIB)
@@ -72,3 +73,52 @@ def test_thresholds_that_are_not_needed_are_explained() -> None:
         "size rule",
         "the specification's thresholds for weights of 29.5 GB say GPU",
     )
+
+
+def test_fsdp_shards_the_base_and_loads_it_in_the_ram_first() -> None:
+    hardware = declared(gpu="A100-40G", num_gpus=4, ram_bytes=512 * GIB)
+    plan = plan_training(find("qwen2.5-14b-instruct"), hardware, method="lora", overrides={"strategy": "fsdp"})
+    params, linear = FACTS["qwen2.5-14b-instruct"].params, FACTS["qwen2.5-14b-instruct"].linear()
+    assert (plan.strategy, plan.zero_stage, plan.precision) == ("fsdp", 0, "bf16")
+    assert plan.memory.num_bytes("weights") == 2 * params // 4
+    assert plan.memory.num_bytes("optimizer") == 8 * FACTS["qwen2.5-14b-instruct"].lora(16)
+    assert plan.memory.num_bytes("gathered layers") == 2 * (params - linear + 2 * (linear // 48))
+    assert plan.host_memory is not None
+    assert plan.host_memory.num_bytes("weights") == 4 * 2 * params
+
+
+def test_fsdp_shards_everything_of_full_fine_tuning() -> None:
+    hardware = declared(gpu="A100-40G", num_gpus=8, ram_bytes=512 * GIB)
+    name = "elyza-japanese-llama-2-7b-instruct"
+    plan = plan_training(find(name), hardware, method="full", overrides={"strategy": "fsdp"})
+    params = FACTS[name].params
+    assert [plan.memory.num_bytes(item) for item in ("weights", "gradients", "optimizer")] == [
+        2 * params // 8, 2 * params // 8, 12 * params // 8,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("gpu", "precision", "extra", "message"),
+    [
+        ("H100", "int8", {}, "FSDP cannot shard int8 or 4-bit weights"),
+        ("H100", "nf4", {}, "FSDP cannot shard int8 or 4-bit weights"),
+        ("T4", "fp16", {}, "FSDP in fp16 is not proven"),
+        ("H100", "bf16", {"offload_param": True}, "strategy 'fsdp' has no offload_param: that is DeepSpeed's"),
+    ],
+)
+def test_what_does_not_go_with_fsdp_is_refused(
+    gpu: str, precision: Precision, extra: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ImpossibleCombination, match=message):
+        plan_training(
+            find("smollm2-135m-instruct"),
+            declared(gpu=gpu, num_gpus=2),
+            precision=precision,
+            overrides={"strategy": "fsdp"} | extra,
+        )
+
+
+def test_fsdp_on_a_cpu_saves_no_weights() -> None:
+    plan = plan_training(find("smollm2-135m-instruct"), CPU, overrides={"strategy": "fsdp"})
+    assert (plan.strategy, plan.num_workers, plan.host_memory) == ("fsdp", 2, None)
+    assert plan.memory.num_bytes("weights") == 2 * 4 * FACTS["smollm2-135m-instruct"].params

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.cluster
 
 NUM_STEPS, HALF = 8, 4
 KINDS = ("lora", "full")
-STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
-GOES_ON = {"zero3": "zero3", "ddp": "zero3", "zero2": "ddp"}
+STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "fsdp")
+GOES_ON = {"zero3": "zero3", "zero2": "ddp", "ddp": "fsdp", "fsdp": "zero3"}
 """Strategy of the second half of a run -> of the first half."""
 
 
@@ -56,10 +56,10 @@ def jobs_for(folder: Path) -> dict[str, TrainJob]:
 
 def shared_by(job: TrainJob, strategy: str) -> TrainJob:
     if not strategy.startswith("zero"):
-        return job
+        return replace(job, strategy="fsdp" if strategy == "fsdp" else "ddp")
     section = zero_optimization(stage=int(strategy[-1]), offload_optimizer=False, offload_param=False)
     # By default, ZeRO-3 leaves tensors as small as all of these whole.
-    return replace(job, deepspeed_zero=section | {"stage3_param_persistence_threshold": 100})
+    return replace(job, strategy="deepspeed", deepspeed_zero=section | {"stage3_param_persistence_threshold": 100})
 
 
 def parts_of(jobs: dict[str, TrainJob]) -> dict[str, Part]:

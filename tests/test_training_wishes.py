@@ -55,7 +55,7 @@ def test_values_are_read_from_text_and_from_python(name: str, text: object, valu
         ("gradient_checkpointing", "maybe", "true or false"),
         ("target_modules", "", "one or more module names"),
         ("target_modules", 7, "one or more module names"),
-        ("strategy", "fsdp", "one of ddp, deepspeed, dp"),
+        ("strategy", "pipeline", "one of ddp, deepspeed, fsdp, dp"),
         ("lr_scheduler_type", "step", "one of linear, cosine, constant_with_warmup"),
         ("zero_stage", 4, "a whole number from 0 to 3"),
     ],

@@ -13,9 +13,10 @@ from accelerate.utils import gather_object
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from train_jobs.batches import collate
+from train_jobs.fsdp import embeddings_and_head
 from train_jobs.job import Question
 from train_jobs.pack import Pack
-from train_jobs.strategy import is_zero3
+from train_jobs.strategy import is_sharded
 from train_jobs.token_store import lengths_of, trained_counts_of
 
 Item = TypeVar("Item")
@@ -44,7 +45,7 @@ def evaluate(pack: Pack, tokenizer: PreTrainedTokenizerBase, *, slot: int | None
     """
     loss = held_out_loss(pack, slot=slot)
     pack.module.eval()
-    with torch.no_grad():
+    with torch.no_grad(), embeddings_and_head(pack.module):
         answers = _answers(pack, tokenizer, slot)
     pack.module.train()
     questions = pack.job.questions
@@ -96,7 +97,7 @@ def _answers(pack: Pack, tokenizer: PreTrainedTokenizerBase, slot: int | None) -
 
 def _is_repeated(pack: Pack) -> bool:
     """Say whether every worker evaluates everything: where each pass takes all of them, none may make one more."""
-    return is_zero3(pack.accelerator)
+    return is_sharded(pack.accelerator, pack.module)
 
 
 def _my_share(

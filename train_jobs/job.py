@@ -6,7 +6,7 @@ from typing import Literal
 
 from cluster.model_card import ModelCard, Precision
 from cluster.models.adapter_spec import AdapterSpec
-from cluster.presets import SchedulerType
+from cluster.presets import SchedulerType, Strategy
 from train_jobs.tokens import Sample
 
 MAX_GRAD_NORM = 1.0
@@ -76,6 +76,8 @@ class TrainJob:
     """Samples per adapter and optimizer step, over all workers and micro-batches."""
     gradient_accumulation_steps: int
     gradient_checkpointing: bool
+    strategy: Strategy = "ddp"
+    """How workers share a step."""
     deepspeed_zero: dict[str, object] | None
     """DeepSpeed's `zero_optimization` section, with strategy "deepspeed" alone."""
     checkpoint_steps: int

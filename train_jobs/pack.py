@@ -51,6 +51,8 @@ class Pack:
     adamw: PackedAdamW
     optimizer: torch.optim.Optimizer
     """`adamw`, prepared."""
+    complete_gradients: Callable[[], None]
+    """To call before a step of `optimizer`."""
     runs: dict[int, Run]
     """By slot; adapters come and go."""
 
@@ -148,7 +150,7 @@ def build_pack(
     if job.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     loss = PackLoss(model)
-    prepared = prepare(accelerator, loss, bank)
+    prepared = prepare(job, accelerator, loss, bank)
     return Pack(
         job=job,
         accelerator=accelerator,
@@ -158,6 +160,7 @@ def build_pack(
         module=prepared.module,
         adamw=prepared.adamw,
         optimizer=prepared.optimizer,
+        complete_gradients=prepared.complete_gradients,
         runs={slot: _run(job, adapter) for slot, adapter in enumerate(job.adapters)},
     )
 

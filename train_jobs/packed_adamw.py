@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from train_jobs.fsdp import part
+
 
 class PackedAdamW(torch.optim.Optimizer):
     """AdamW (arXiv:1711.05101) over parameters `[K, ...]`: to adapter k it is the AdamW of a run alone.
@@ -62,21 +64,24 @@ class PackedAdamW(torch.optim.Optimizer):
         eps: float,
     ) -> None:
         assert parameter.grad is not None
-        weights, state = parameter, self.state[parameter]
+        state = self.state[parameter]
         if not state:
-            state["exp_avg"] = torch.zeros_like(weights, dtype=torch.float32)
-            state["exp_avg_sq"] = torch.zeros_like(weights, dtype=torch.float32)
-            if weights.dtype != torch.float32:
-                state["fp32"] = weights.float()
-        grad, exact = parameter.grad.float(), state.get("fp32", weights)
+            state["exp_avg"] = torch.zeros_like(parameter, dtype=torch.float32)
+            state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=torch.float32)
+            if parameter.dtype != torch.float32:
+                state["fp32"] = parameter.float()
+        # Under FSDP, each worker updates its part.
+        grad, weights = part(parameter.grad).float(), part(parameter)
+        exact = part(state["fp32"]) if "fp32" in state else weights
+        averages, squares = part(state["exp_avg"]), part(state["exp_avg_sq"])
         new = 1 - betas[0], 1 - betas[1]
         if all(active):
-            exp_avg = state["exp_avg"].lerp_(grad, new[0])
-            exp_avg_sq = state["exp_avg_sq"].mul_(betas[1]).addcmul_(grad, grad, value=new[1])
+            exp_avg = averages.lerp_(grad, new[0])
+            exp_avg_sq = squares.mul_(betas[1]).addcmul_(grad, grad, value=new[1])
         else:  # the moments of a resting adapter must not fade: it may go on
             on = torch.tensor(active).to(exact).view(-1, *[1] * (exact.dim() - 1))
-            exp_avg = state["exp_avg"].lerp_(grad, on * new[0])
-            exp_avg_sq = state["exp_avg_sq"].lerp_(grad.square(), on * new[1])
+            exp_avg = averages.lerp_(grad, on * new[0])
+            exp_avg_sq = squares.lerp_(grad.square(), on * new[1])
         shape = (3, -1, *[1] * (exact.dim() - 1))
         step_size, root_correction, decay = coefficients.to(exact).view(shape)
         denominator = exp_avg_sq.sqrt().div_(root_correction).add_(eps)

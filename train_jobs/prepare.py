@@ -123,6 +123,7 @@ def build_job(request: Request, plan: TrainingPlan, data: Data) -> TrainJob:
         batch_size=plan.effective_batch_size,
         gradient_accumulation_steps=plan.gradient_accumulation_steps,
         gradient_checkpointing=plan.gradient_checkpointing,
+        strategy=plan.strategy,
         deepspeed_zero=_deepspeed_zero(plan),
         checkpoint_steps=request.checkpoint_steps or -(-num_steps // NUM_CHECKPOINTS),
         eval_steps=request.eval_steps,
@@ -144,7 +145,7 @@ def _spec(lora: LoraPreset | None) -> AdapterSpec:
 
 
 def _deepspeed_zero(plan: TrainingPlan) -> dict[str, object] | None:
-    if plan.strategy == "ddp":
+    if plan.strategy != "deepspeed":
         return None
     section = zero_optimization(
         stage=plan.zero_stage, offload_optimizer=plan.offload_optimizer, offload_param=plan.offload_param

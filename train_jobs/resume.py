@@ -12,7 +12,14 @@ from train_jobs.job import TrainJob
 from train_jobs.run_store import RunStore, find_run
 
 PARTS_OF_A_MACHINE = frozenset(
-    {"gradient_accumulation_steps", "gradient_checkpointing", "deepspeed_zero", "num_threads", "checkpoint_steps"}
+    {
+        "gradient_accumulation_steps",
+        "gradient_checkpointing",
+        "strategy",
+        "deepspeed_zero",
+        "num_threads",
+        "checkpoint_steps",
+    }
 )
 """Fields of a job that say how it is carried out, not what is learned."""
 _REQUEST = TypeAdapter(Request)

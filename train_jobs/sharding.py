@@ -1,12 +1,14 @@
-"""What to do where no worker holds a parameter whole, under ZeRO-3."""
+"""What to do where no worker holds a parameter whole, under ZeRO-3 and FSDP."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from cluster.models.whole_model import WholeModel
+from train_jobs.fsdp import gathered
 from train_jobs.pack import Pack
 from train_jobs.strategy import is_zero3
 
@@ -33,6 +35,8 @@ def write_trained(pack: Pack, slot: int, folder: Path) -> None:
 
 def _gathered(pack: Pack) -> Mapping[str, torch.Tensor]:
     """Return all weights in the main worker's RAM."""
+    if isinstance(pack.module, FSDPModule):
+        return gathered(pack.module)
     if is_zero3(pack.accelerator):
         weights: Mapping[str, torch.Tensor] = pack.accelerator.get_state_dict(pack.module) or {}
         return weights

@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import DistributedType
 from torch import nn
 
+from train_jobs.fsdp import like, part, whole
 from train_jobs.pack import Pack
 from train_jobs.strategy import is_zero3
 
@@ -64,13 +65,15 @@ def _weight(pack: Pack, parameter: nn.Parameter) -> torch.Tensor:
         from deepspeed.utils import safe_get_full_fp32_param
 
         return safe_get_full_fp32_param(parameter).cpu()  # type: ignore[no-any-return]
-    return parameter.detach().cpu()
+    return whole(pack.adamw.state[parameter].get("fp32", parameter.detach())).cpu()
 
 
 def _set_weight(pack: Pack, parameter: nn.Parameter, weight: torch.Tensor) -> None:
     weight = weight.to(parameter.device)
     if not _is_deepspeed(pack):
-        parameter.data.copy_(weight)
+        part(parameter.data).copy_(part(like(parameter, weight)))
+        if parameter.dtype != torch.float32:
+            pack.adamw.state[parameter]["fp32"] = like(parameter, weight)
         return
     import deepspeed
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
@@ -99,12 +102,12 @@ def _moment(pack: Pack, parameter: nn.Parameter, name: str) -> torch.Tensor:
 
         return safe_get_full_optimizer_state(parameter, name).cpu()  # type: ignore[no-any-return]
     # A parameter that no sample has reached yet has none.
-    return pack.adamw.state[parameter].get(name, torch.zeros_like(parameter)).cpu()  # type: ignore[no-any-return]
+    return whole(pack.adamw.state[parameter].get(name, torch.zeros_like(parameter))).cpu()
 
 
 def _set_moment(pack: Pack, parameter: nn.Parameter, name: str, moment: torch.Tensor) -> None:
     if not _is_deepspeed(pack):
-        pack.adamw.state[parameter][name] = moment.clone()
+        pack.adamw.state[parameter][name] = like(parameter, moment)
         return
     from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 

@@ -13,6 +13,7 @@ from accelerate.utils import DistributedType
 from cluster.models.banked_linear import mix
 from cluster.models.whole_model import WholeModel
 from train_jobs.batches import MicroBatch, chunk, collate
+from train_jobs.fsdp import whole
 from train_jobs.pack import Pack, Run
 from train_jobs.packed_adamw import clip_by_adapter
 from train_jobs.tokens import IGNORED, Sample
@@ -63,6 +64,7 @@ def train_step(pack: Pack, steps: Mapping[int, int]) -> PackStep:
                 accelerator.backward((block_sums / num_trained).sum() * factor)
             sums += block_sums.detach()
             if accelerator.sync_gradients:
+                pack.complete_gradients()
                 norms = _clip(pack, active)
             pack.optimizer.step()
             pack.optimizer.zero_grad()
@@ -102,7 +104,7 @@ def _clip(pack: Pack, active: Sequence[int]) -> tuple[float, ...]:
         return ()
     if isinstance(pack.bank, WholeModel):
         norm = pack.accelerator.clip_grad_norm_(pack.module.parameters(), pack.runs[0].job.max_grad_norm)
-        return (float(norm),)
+        return (float(whole(norm)),)
     pack.accelerator.unscale_gradients()
     max_norms = [pack.runs[k].job.max_grad_norm if k in pack.runs else 1.0 for k in range(pack.bank.num_slots)]
     norms = clip_by_adapter(pack.bank.parameters(), max_norms)

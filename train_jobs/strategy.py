@@ -1,14 +1,18 @@
-"""How workers share a step: plain data parallelism, or DeepSpeed's ZeRO. The loop knows neither."""
+"""How workers share a step: plain data parallelism, DeepSpeed's ZeRO, or FSDP. The loop knows none of them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from cluster.models.bank import AdapterBank
 from cluster.models.whole_model import WholeModel
+from train_jobs import fsdp
 from train_jobs.job import TrainJob
 from train_jobs.loss import PackLoss
 from train_jobs.packed_adamw import PackedAdamW
@@ -55,9 +59,11 @@ class Prepared:
     adamw: PackedAdamW
     optimizer: torch.optim.Optimizer
     """`adamw`, which steps when gradients are complete."""
+    complete_gradients: Callable[[], None] = lambda: None
+    """To call before a step: exchanges what the backward pass has not."""
 
 
-def prepare(accelerator: Accelerator, loss: PackLoss, bank: AdapterBank | WholeModel) -> Prepared:
+def prepare(job: TrainJob, accelerator: Accelerator, loss: PackLoss, bank: AdapterBank | WholeModel) -> Prepared:
     """Return `loss` and an optimizer for what is trained in `bank`, ready for the job's strategy.
 
     Raises:
@@ -65,6 +71,12 @@ def prepare(accelerator: Accelerator, loss: PackLoss, bank: AdapterBank | WholeM
     """
     if not is_zero3(accelerator):
         loss.check_head()
+    if job.strategy == "fsdp":
+        fsdp.shard(loss, bank, accelerator.device)
+        adamw = PackedAdamW(bank.groups(), num_slots=bank.num_slots)  # of the parts
+        optimizer = accelerator.prepare(adamw)
+        average = partial(fsdp.average_gradients, bank)
+        return Prepared(module=loss, adamw=adamw, optimizer=optimizer, complete_gradients=average)
     # Every worker loads the base by itself: data parallelism need not send it around.
     frozen = [name for name, tensor in loss.named_parameters() if not tensor.requires_grad]
     loss._ddp_params_and_buffers_to_ignore = frozen + [name for name, _ in loss.named_buffers()]  # type: ignore[assignment]
@@ -81,3 +93,13 @@ def is_zero3(accelerator: Accelerator) -> bool:
     """Say whether DeepSpeed shards the parameters, from their loading on: then every pass takes all workers."""
     uses_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     return uses_deepspeed and bool(accelerator.deepspeed_plugin.zero_stage == 3)
+
+
+def is_sharded(accelerator: Accelerator, module: nn.Module) -> bool:
+    """Say whether workers fetch each other's weights in every pass: then all must make the same passes."""
+    return is_zero3(accelerator) or isinstance(module, FSDPModule)
+
+
+def loading_device(job: TrainJob, accelerator: Accelerator) -> torch.device:
+    """Return where a worker loads the base; a model that FSDP shards may not fit on one GPU."""
+    return torch.device("cpu") if job.strategy == "fsdp" else accelerator.device

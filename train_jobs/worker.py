@@ -12,7 +12,7 @@ from train_jobs.job import TrainJob
 from train_jobs.loop import DivergedError, Outcome, ResultNotKept, run
 from train_jobs.pack import build_pack
 from train_jobs.run_store import RunStore
-from train_jobs.strategy import accelerator_for
+from train_jobs.strategy import accelerator_for, loading_device
 
 
 class RunNotVisible(RuntimeError):
@@ -58,7 +58,7 @@ def train_loop(config: dict[str, Assignment]) -> Outcome | Refusal:
             job.card,
             precision=job.precision,
             compute_dtype=getattr(torch, job.compute_dtype),
-            device=accelerator.device,
+            device=loading_device(job, accelerator),
         )
         pack = build_pack(job, base.model, accelerator)
         return run(pack, base.tokenizer, assignment.run)
