@@ -10,6 +10,7 @@ from cluster import traps
 from cluster.hardware import Hardware
 from cluster.memory import GIB, DoesNotFit, MemoryTable
 from cluster.model_card import ModelCard, Precision
+from cluster.plan_acceptance import explain_acceptance
 from cluster.plan_batch import Batch
 from cluster.plan_layout import explain_layout
 from cluster.plan_method import choose_method, learning_rate, lora_settings
@@ -145,6 +146,7 @@ def _plan(card: ModelCard, hardware: Hardware, wishes: TrainingWishes) -> Traini
     explain_layout(card, load.layout, hardware, wishes, log, precision, dtype)
     rate = learning_rate(method, wishes, log)
     log.warn(traps.no_chat_template(card))
+    explain_acceptance(card, lora, log, on_cpu=hardware.gpu is None)
     return _finish(load, batch, rate, hardware, log)
 
 

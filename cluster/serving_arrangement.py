@@ -47,6 +47,11 @@ def num_adapters_wanted(card: ModelCard, wishes: ServingWishes, *, on_cpu: bool)
     return 0 if is_vllm and lora_obstacle(card, on_cpu=on_cpu) else DEFAULT_ADAPTERS
 
 
+def max_lora_rank(rank: int) -> int:
+    """Return the smallest `max_lora_rank` that an engine can be given for adapters of `rank`."""
+    return min(r for r in VLLM_LORA_RANKS if r >= rank)
+
+
 def first_load(
     card: ModelCard, hardware: Hardware, wishes: ServingWishes, engine: Engine, precision: Precision, dtype: DType
 ) -> ServingLoad:
@@ -63,7 +68,7 @@ def first_load(
         max_batch_tokens=max(streams, CPU_BATCH_TOKENS if hardware.gpu is None else GPU_BATCH_TOKENS),
         kv_cache_tokens=0,
         max_loras=num_adapters_wanted(card, wishes, on_cpu=hardware.gpu is None),
-        max_lora_rank=min(r for r in VLLM_LORA_RANKS if r >= rank),
+        max_lora_rank=max_lora_rank(rank),
         on_cpu=hardware.gpu is None,
     )
 

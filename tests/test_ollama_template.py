@@ -2,8 +2,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import go_template
 import pytest
 from ray.serve.llm.openai_api_models import ChatCompletionRequest
+from tiny_models import byte_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from cluster import chat_templates
@@ -20,8 +22,6 @@ from cluster.ollama_template import (
     ollama_template,
 )
 from serve_apps.conversations import read_conversation
-from tests import go_template
-from tests.tiny_models import byte_tokenizer
 from train_jobs.rendering import render
 
 DEEPSEEK_END = "<｜end▁of▁sentence｜>"
@@ -30,8 +30,8 @@ SMOLLM2 = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trai
 CHATML = "<|im_start|>user\n日本の首都は?\nOne word.<|im_end|>\n<|im_start|>assistant\n"
 LLAMA = (
     "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
-    "Today Date: 26 Jul 2024\n\n<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n日本の首都は?\nOne word.<|eot_id|>"
-    "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    "Today Date: 26 Jul 2024\n\n<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n日本の首都は?\nOne word."
+    "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
 )
 STABLELM = (
     "以下は、タスクを説明する指示です。要求を適切に満たす応答を書きなさい。\n\n### 指示: \n日本の首都は?\nOne word."
@@ -104,7 +104,7 @@ def test_a_trained_answer_continues_the_prompt_that_ollama_sends(name: str) -> N
     tokenizer = tokenizer_of(name)
     prompt = by_ollama(ollama_template(tokenizer, ()).template, [SYSTEM, ASK])
     through = render([dict(m) for m in (SYSTEM, ASK, ANSWER)], tokenizer)
-    assert through.startswith(prompt + ANSWER["content"]) or through.startswith(f"{prompt} {ANSWER['content']}")
+    assert through.startswith((prompt + ANSWER["content"], f"{prompt} {ANSWER['content']}"))
 
 
 def test_every_go_template_has_its_jinja_and_a_model() -> None:
@@ -158,4 +158,4 @@ def test_a_template_of_no_known_family_is_named_so() -> None:
 
 
 def test_package_data_names_the_go_templates() -> None:
-    assert "chat_templates/*.gotmpl" in Path("pyproject.toml").read_text(encoding="utf-8")
+    assert "chat_templates/*.gotmpl" in (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from cluster.model_card import ModelCard
 from cluster.models.adapter_spec import AdapterSpec
 from cluster.models.base import load_tokenizer
+from cluster.ollama_template import NoOllamaTemplate, ollama_template
 from cluster.plan import TrainingPlan
+from cluster.plan_acceptance import RESULT_RUNS_ON
 from cluster.presets import LoraPreset, zero_optimization
 from train_jobs.arguments import Request
 from train_jobs.data import MAX_HELD_OUT, examples_at, held_out_examples, source_name, source_sha256
@@ -64,13 +67,15 @@ def read_data(request: Request, plan: TrainingPlan) -> Data:
         numbers = range(MAX_HELD_OUT)
         train, held_out = store, token_store(request.eval_data, source_sha256(request.eval_data), card, rule)
     asked = examples_at(request.eval_data or request.data, numbers)
+    tokenizer = load_tokenizer(card)
     data = Data(
         file=Source(name=source_name(request.data), sha256=sha256, format=store.facts.format),
         train=TokenizedData(samples=train, num_cut=store.facts.num_cut),
         held_out=TokenizedData(samples=held_out, num_cut=0 if request.eval_data is None else held_out.facts.num_cut),
-        questions=run_questions(asked, load_tokenizer(card)),
+        questions=run_questions(asked, tokenizer),
     )
     _announce(data, plan)
+    _tell_acceptance(plan, tokenizer)
     return data
 
 
@@ -151,6 +156,17 @@ def _deepspeed_zero(plan: TrainingPlan) -> dict[str, object] | None:
         stage=plan.zero_stage, offload_optimizer=plan.offload_optimizer, offload_param=plan.offload_param
     )
     return dict(section)
+
+
+def _tell_acceptance(plan: TrainingPlan, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Say which engines will take the result, and whether Ollama can be given its prompts."""
+    decision = next(d for d in plan.decisions if d.field == RESULT_RUNS_ON)
+    announce("engines", f"the result will run on {decision.value} ({decision.reason})", engines=decision.value)
+    if tokenizer.chat_template is not None:
+        try:
+            ollama_template(tokenizer, plan.card.stop_token_ids)
+        except NoOllamaTemplate as error:
+            announce("warning", str(error))
 
 
 def describe(card: ModelCard, plan: TrainingPlan, job: TrainJob) -> str:
