@@ -12,6 +12,7 @@ from cluster.presets import (
     LearningRatePreset,
     LoraPreset,
     Method,
+    Regularization,
     lora_preset,
     lora_preset_name,
     nominal_billions,
@@ -134,3 +135,15 @@ def learning_rate(method: Method, wishes: TrainingWishes, log: Log) -> LearningR
             reason = ("asked for" if by_user else f"the specification's {method}_finetuning") + note
             log.decide(name, value, "user" if by_user else "default", reason)
     return rate
+
+
+def regularization(wishes: TrainingWishes, log: Log) -> Regularization:
+    """Return weight decay, clipping and noise with the user's values, and write why."""
+    names = ("weight_decay", "max_grad_norm", "neftune_noise_alpha")
+    wanted = {name: value for name in names if (value := getattr(wishes, name)) is not None}
+    chosen = Regularization(**wanted)
+    for name in names:
+        by_user = name in wanted
+        reason = "asked for" if by_user else "transformers' own; the specification is silent"
+        log.decide(name, getattr(chosen, name), "user" if by_user else "default", reason)
+    return chosen

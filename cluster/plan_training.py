@@ -13,11 +13,11 @@ from cluster.model_card import ModelCard, Precision
 from cluster.plan_acceptance import explain_acceptance
 from cluster.plan_batch import Batch
 from cluster.plan_layout import explain_layout
-from cluster.plan_method import choose_method, learning_rate, lora_settings
+from cluster.plan_method import choose_method, learning_rate, lora_settings, regularization
 from cluster.plan_options import lighter_precisions, machine_groups
 from cluster.plan_precision import choose_compute_dtype, is_quantized
 from cluster.plan_record import Attempt, Log, memory_json, what_fits
-from cluster.presets import Decision, DType, LearningRatePreset, LoraPreset, Method, Strategy
+from cluster.presets import Decision, DType, LearningRatePreset, LoraPreset, Method, Regularization, Strategy
 from cluster.training_arrangement import DEFAULT_LENGTH, MIN_LENGTH, candidates, explain, first_load, fit, tables
 from cluster.training_memory import TrainingLoad
 from cluster.training_wishes import TrainingWishes, read_wishes
@@ -35,6 +35,7 @@ class TrainingPlan:
     lora: LoraPreset | None
     """None for full fine-tuning."""
     learning_rate_preset: LearningRatePreset
+    regularization: Regularization
     micro_batch_size: int
     """Samples per worker in one forward pass."""
     gradient_accumulation_steps: int
@@ -145,9 +146,10 @@ def _plan(card: ModelCard, hardware: Hardware, wishes: TrainingWishes) -> Traini
     explain(load, batch, first, hardware, wishes, log)
     explain_layout(card, load.layout, hardware, wishes, log, precision, dtype)
     rate = learning_rate(method, wishes, log)
+    regularized = regularization(wishes, log)
     log.warn(traps.no_chat_template(card))
     explain_acceptance(card, lora, log, on_cpu=hardware.gpu is None)
-    return _finish(load, batch, rate, hardware, log)
+    return _finish(load, batch, rate, regularized, hardware, log)
 
 
 def _refuse(load: TrainingLoad) -> None:
@@ -185,7 +187,14 @@ def _does_not_fit(load: TrainingLoad, hardware: Hardware, wishes: TrainingWishes
     )
 
 
-def _finish(load: TrainingLoad, batch: Batch, rate: LearningRatePreset, hardware: Hardware, log: Log) -> TrainingPlan:
+def _finish(
+    load: TrainingLoad,
+    batch: Batch,
+    rate: LearningRatePreset,
+    regularized: Regularization,
+    hardware: Hardware,
+    log: Log,
+) -> TrainingPlan:
     device, host = tables(load, hardware)
     layout = load.layout
     return TrainingPlan(
@@ -196,6 +205,7 @@ def _finish(load: TrainingLoad, batch: Batch, rate: LearningRatePreset, hardware
         compute_dtype=load.compute_dtype,
         lora=load.lora,
         learning_rate_preset=rate,
+        regularization=regularized,
         micro_batch_size=batch.micro_batch_size,
         gradient_accumulation_steps=batch.gradient_accumulation_steps,
         num_workers=load.num_workers,

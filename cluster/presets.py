@@ -138,6 +138,23 @@ LEARNING_RATES: dict[Method, LearningRatePreset] = {
     "qlora": LearningRatePreset(learning_rate=1e-4, lr_scheduler_type="constant_with_warmup", warmup_steps=100),
 }
 
+WEIGHT_DECAY = 0.0
+MAX_GRAD_NORM = 1.0
+"""Both are transformers' own defaults (`TrainingArguments`): the specification is silent."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Regularization:
+    """What keeps a run from leaping, and from learning its samples by heart."""
+
+    weight_decay: float = WEIGHT_DECAY
+    """AdamW's, on all weights that are trained."""
+    max_grad_norm: float = MAX_GRAD_NORM
+    """Longer gradients are shortened to it."""
+    neftune_noise_alpha: float = 0.0
+    """Noise on the embeddings of training samples (NEFTune, arXiv:2310.05914, which tries 5 to 15); 0 is none."""
+
+
 BATCH_SIZES: dict[int, tuple[int, int, int]] = {
     70: (1, 2, 4),
     32: (2, 4, 8),

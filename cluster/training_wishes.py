@@ -8,6 +8,7 @@ from typing import Any, get_args
 from cluster.errors import UserError
 from cluster.model_card import ModelCard, Precision
 from cluster.presets import Method, PresetName, SchedulerType, Strategy
+from cluster.traps import REFUSED_SETTINGS
 
 
 class BadOverride(UserError, ValueError):
@@ -34,6 +35,9 @@ class TrainingWishes:
     lr_scheduler_type: SchedulerType | None = None
     warmup_steps: int | None = None
     warmup_ratio: float | None = None
+    weight_decay: float | None = None
+    max_grad_norm: float | None = None
+    neftune_noise_alpha: float | None = None
     micro_batch_size: int | None = None
     gradient_accumulation_steps: int | None = None
     effective_batch_size: int | None = None
@@ -103,6 +107,9 @@ OVERRIDES: dict[str, Callable[[object], object]] = {
     "lr_scheduler_type": _choice(SchedulerType),
     "warmup_steps": _whole(0),
     "warmup_ratio": _real(0.0, 1.0),
+    "weight_decay": _real(0.0, 1.0),
+    "max_grad_norm": _real(0.0, 1e6, is_low_allowed=False),
+    "neftune_noise_alpha": _real(0.0, 1000.0),
     "micro_batch_size": _whole(1),
     "gradient_accumulation_steps": _whole(1),
     "effective_batch_size": _whole(1),
@@ -133,6 +140,9 @@ def read_wishes(
     problems: list[str] = []
     values: dict[str, Any] = {}
     for name, value in overrides.items():
+        if name in REFUSED_SETTINGS:
+            problems.append(REFUSED_SETTINGS[name])
+            continue
         try:
             values[name] = OVERRIDES[name](value)
         except KeyError:

@@ -28,6 +28,19 @@ ZERO3_4BIT = (
 )
 FULL_FP16 = "Full fine-tuning in fp16 loses small updates: use precision fp32, or bf16 on a GPU that has it."
 LORAPLUS_ZERO = "loraplus_lr_ratio is not proven under DeepSpeed; use --set strategy=ddp."
+REFUSED_SETTINGS = {
+    "use_dora": (
+        "use_dora is refused: vLLM serves no DoRA adapters, and in a mixed batch its norm of W + BA would be a product "
+        "with the whole of W for each adapter and layer; use_rslora=true or a higher r are served everywhere"
+    ),
+    "init_lora_weights": (
+        "init_lora_weights is refused: PiSSA, OLoRA and LoftQ change the base itself, which is shared by all adapters"
+    ),
+    "modules_to_save": (
+        "modules_to_save is refused: trained embeddings or heads are a base of their own; method 'full' trains them"
+    ),
+}
+"""Settings of PEFT's `LoraConfig` whose result could not be served beside other adapters."""
 FSDP_QUANTIZED = "FSDP cannot shard int8 or 4-bit weights as bitsandbytes stores them: use strategy 'ddp' or ZeRO-2."
 FSDP_FP16 = (
     "FSDP in fp16 is not proven: each worker would scale its own part of the loss. Use strategy 'deepspeed' with "

@@ -248,6 +248,7 @@ def test_every_number_of_a_plan_has_its_reason() -> None:
         "max_length", "num_workers", "micro_batch_size", "gradient_accumulation_steps", "gradient_checkpointing",
         "strategy", "zero_stage", "offload_optimizer", "offload_gradients", "offload_param", "learning_rate",
         "lr_scheduler_type", "warmup_steps", "loraplus_lr_ratio", "runs_on",
+        "weight_decay", "max_grad_norm", "neftune_noise_alpha",
     }  # fmt: skip
     assert {d.field for d in plan.decisions} == numbers
     assert all(d.reason for d in plan.decisions)

@@ -50,7 +50,8 @@ def jobs_for(folder: Path) -> dict[str, TrainJob]:
     card = find(str(odd_llama_folder(folder / "tiny")))
     prompt_ids = tuple(byte_tokenizer()("<|im_start|>hi").input_ids)
     question = Question(prompt_ids=prompt_ids, answer_contains="\ufffe", max_new_tokens=3)
-    lora = replace(job_of(card, adapter(1, dropout=0.1, steps=NUM_STEPS), accumulation=2), questions=(question,) * 3)
+    noisy = replace(adapter(1, dropout=0.1, steps=NUM_STEPS), neftune_noise_alpha=0.3)
+    lora = replace(job_of(card, noisy, accumulation=2), questions=(question,) * 3)
     return {"lora": lora, "full": replace(lora, adapters=(replace(lora.adapters[0], spec=NO_ADAPTER),))}
 
 

@@ -6,12 +6,8 @@ from typing import Literal
 
 from cluster.model_card import ModelCard, Precision
 from cluster.models.adapter_spec import AdapterSpec
-from cluster.presets import SchedulerType, Strategy
+from cluster.presets import MAX_GRAD_NORM, WEIGHT_DECAY, SchedulerType, Strategy
 from train_jobs.tokens import Sample
-
-MAX_GRAD_NORM = 1.0
-"""Transformers' own default (`TrainingArguments.max_grad_norm`)."""
-
 
 NO_ADAPTER = AdapterSpec(r=0, lora_alpha=0, target_modules=())
 """What full fine-tuning has in place of an adapter."""
@@ -29,8 +25,10 @@ class AdapterJob:
     learning_rate: float
     lr_scheduler_type: SchedulerType
     num_warmup_steps: int
-    weight_decay: float = 0.0
+    weight_decay: float = WEIGHT_DECAY
     max_grad_norm: float = MAX_GRAD_NORM
+    neftune_noise_alpha: float = 0.0
+    """Noise on the embeddings (arXiv:2310.05914); 0 is none."""
     loraplus_lr_ratio: float = 1.0
     """Learning rate of B over that of A (LoRA+, arXiv:2402.12354)."""
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from cluster.errors import UserError
 from cluster.models.sample_attention import SampleAttention
 from train_jobs.batches import MicroBatch
+from train_jobs.embedding_noise import EmbeddingNoise
 from train_jobs.head_loss import HeadLoss
 from train_jobs.tokens import IGNORED
 
@@ -30,6 +31,7 @@ class PackLoss(nn.Module):
         super().__init__()
         self.model = model
         self.attention = SampleAttention(model)
+        self.noise = EmbeddingNoise(model)
 
     def forward(self, batch: MicroBatch) -> torch.Tensor:
         """Return the summed cross entropy [K] of each block of `batch`; inside `attention.samples` of its lengths."""

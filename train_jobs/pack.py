@@ -81,7 +81,7 @@ class Pack:
     def routed(self, batch: MicroBatch, slots: Sequence[int], *, dropout_keys: Sequence[int] = ()) -> Iterator[None]:
         """Send block i of `batch` through `slots[i]`, forwards and backwards; without slots, all through the bare base.
 
-        `dropout_keys` are those of `AdapterBank.rows`, one per sample.
+        `dropout_keys`, one per sample, are those of `AdapterBank.rows`; with them, samples get their run's noise.
         """
         slot_of_sample = [slot for slot, count in zip(slots, batch.counts, strict=bool(slots)) for _ in range(count)]
         with ExitStack() as stack:
@@ -89,6 +89,9 @@ class Pack:
             if slots:
                 rows = self.bank.rows(slot_of_sample, dropout_keys=dropout_keys, lengths=batch.lengths)
                 stack.enter_context(rows)
+            if dropout_keys:
+                alphas = [self.runs[slot].job.neftune_noise_alpha for slot in slot_of_sample]
+                stack.enter_context(self.loss.noise.samples(batch.lengths, alphas, dropout_keys))
             yield
 
     def leave(self, slot: int) -> None:

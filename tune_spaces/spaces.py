@@ -40,7 +40,7 @@ def wide(plan: TrainingPlan) -> Space:
     space = {
         **standard(plan),
         "learning_rate": _around(plan.learning_rate, factor=30),
-        "weight_decay": Choice(values=(0.0, 0.01, 0.1)),
+        "weight_decay": Choice(values=tuple(sorted({0.0, 0.01, 0.1, plan.regularization.weight_decay}))),
         "lr_scheduler_type": Choice(values=("linear", "cosine", "constant_with_warmup")),
     }
     if plan.lora is not None:
@@ -64,6 +64,8 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "learning_rate": (1e-8, 1.0),
     "lora_dropout": (0.0, 0.9),
     "weight_decay": (0.0, 1.0),
+    "max_grad_norm": (1e-6, 1e6),
+    "neftune_noise_alpha": (0.0, 1000.0),
     "seed": (0, 2**31),
 }
 WORDS: Mapping[str, tuple[str | bool, ...]] = {

@@ -18,7 +18,7 @@ ADAPTER_FOLDER = "adapter"
 """Of a trial's checkpoint."""
 
 SPEC_FIELDS = ("r", "lora_alpha", "lora_dropout", "use_rslora")
-RUN_FIELDS = ("learning_rate", "weight_decay", "lr_scheduler_type", "seed")
+RUN_FIELDS = ("learning_rate", "weight_decay", "max_grad_norm", "neftune_noise_alpha", "lr_scheduler_type", "seed")
 
 
 def adapter_job(default: "AdapterJob", config: Mapping[str, Any]) -> "AdapterJob":
