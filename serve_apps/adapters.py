@@ -13,6 +13,7 @@ from cluster.lookup import Lookup
 from cluster.model_card import ModelCard
 from cluster.models.fingerprint import ensure_same_base
 from cluster.registry import AdapterVersion, Registry
+from serve_apps import short_thread
 from serve_apps.adapter_refusals import adapter_errors
 from serve_apps.engine import Engine
 from serve_apps.refusals import Refusal
@@ -165,7 +166,7 @@ async def _to_its_end(work: Callable[[], None]) -> None:
 
     Else the thread would go on writing into a slot that has been given away.
     """
-    task = asyncio.create_task(asyncio.to_thread(work))
+    task = asyncio.create_task(short_thread.run_async(work))
     cancelled = None
     while not task.done():
         try:

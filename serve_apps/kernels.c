@@ -1,6 +1,7 @@
 /* The small steps between a decoder layer's products, one call each. Float32, rows contiguous.
    N = rows, H and K = query and key/value heads, G = H / K, D = head size, S = cached tokens. */
 #include <math.h>
+#include <omp.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -81,16 +82,67 @@ void attend(const float *query, const float *keys, const float *values, const in
         }
 }
 
-/* Adds to each row of out [N, d_out], rows `stride` apart, x A^T B with the ranks of its own adapter: `counts[n]` rows of
-   A [S, d_in] and B [S, d_out] from `firsts[n]` on (arXiv:2106.09685) */
-void add_updates(const float *x, const float *a, const float *b, const int64_t *firsts, const int64_t *counts, float *out,
-                 int64_t num_rows, int64_t d_in, int64_t d_out, int64_t stride) {
-#pragma omp parallel for schedule(static) if (num_rows > 1)
-    for (int64_t n = 0; n < num_rows; n++)
-        for (int64_t r = firsts[n]; r < firsts[n] + counts[n]; r++) {
-            const float *row = x + n * d_in, *from = a + r * d_in, *to = b + r * d_out;
-            float *sum = out + n * stride, hidden = 0;
-            for (int64_t i = 0; i < d_in; i++) hidden += row[i] * from[i];
-            for (int64_t i = 0; i < d_out; i++) sum[i] += hidden * to[i];
+/* Rows of one adapter that are taken together, so that what is read of it serves all of them; and ranks, likewise. */
+#define ROWS 4
+#define RANKS 8
+
+/* Adds scale x A^T B to `num` rows of out, for `ranks` rows of A [.., d_in] and B [.., d_out]; inlined for each num. */
+static inline __attribute__((always_inline)) void add_update(const int num, const float *x, const float *a, const float *b,
+                                                             float scale, float *out, int64_t ranks, int64_t d_in,
+                                                             int64_t d_out, int64_t stride) {
+    for (int64_t first = 0; first < ranks; first += RANKS) {
+        const int64_t here = ranks - first < RANKS ? ranks - first : RANKS;
+        float hidden[ROWS][RANKS] = {0};
+        for (int64_t r = 0; r < here; r++) {
+            const float *from = a + (first + r) * d_in;
+            float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+#pragma omp simd reduction(+ : s0, s1, s2, s3)
+            for (int64_t i = 0; i < d_in; i++) {
+                s0 += x[i] * from[i];
+                if (num > 1) s1 += x[d_in + i] * from[i];
+                if (num > 2) s2 += x[2 * d_in + i] * from[i];
+                if (num > 3) s3 += x[3 * d_in + i] * from[i];
+            }
+            hidden[0][r] = scale * s0, hidden[1][r] = scale * s1, hidden[2][r] = scale * s2, hidden[3][r] = scale * s3;
         }
+        const float *to[RANKS];
+        for (int64_t r = 0; r < RANKS; r++) to[r] = b + (first + (r < here ? r : 0)) * d_out;
+#pragma omp simd
+        for (int64_t i = 0; i < d_out; i++)
+#pragma GCC unroll 4
+            for (int n = 0; n < num; n++) {
+                float sum = out[n * stride + i];
+#pragma GCC unroll 8
+                for (int r = 0; r < RANKS; r++) sum += hidden[n][r] * to[r][i];
+                out[n * stride + i] = sum;
+            }
+    }
+}
+
+/* Adds to each row of out [N, ..], rows `stride` apart, scale x A^T B of its own adapter (arXiv:2106.09685), for each of
+   the `num_parts` linear layers whose results lie side by side in it: that of part p, `widths[p]` wide, at `places[p]`.
+   a[p] [K, R, d_in] and b[p] [K, R, widths[p]] hold K adapters; row n goes through the first `ranks[n]` ranks, if any, of
+   number `slots[n]`. */
+void add_updates(const float *x, const float *const *a, const float *const *b, const int64_t *places,
+                 const int64_t *widths, const int64_t *slots, const int64_t *ranks, const float *scales, float *out,
+                 int64_t num_parts, int64_t num_rows, int64_t max_r, int64_t d_in, int64_t stride) {
+#pragma omp parallel if (num_rows > 1)
+    {
+        const int64_t share = (num_rows + omp_get_num_threads() - 1) / omp_get_num_threads();
+        int64_t n = share * omp_get_thread_num(), end = n + share < num_rows ? n + share : num_rows;
+        while (n < end) {
+            int64_t num = 1;
+            while (num < ROWS && n + num < end && slots[n + num] == slots[n]) num++;
+            if (num == 3) num = 2;
+            for (int64_t p = 0; ranks[n] && p < num_parts; p++) {
+                const float *row = x + n * d_in, scale = scales[n];
+                const float *from = a[p] + slots[n] * max_r * d_in, *to = b[p] + slots[n] * max_r * widths[p];
+                float *result = out + n * stride + places[p];
+                if (num == 4) add_update(4, row, from, to, scale, result, ranks[n], d_in, widths[p], stride);
+                else if (num == 2) add_update(2, row, from, to, scale, result, ranks[n], d_in, widths[p], stride);
+                else add_update(1, row, from, to, scale, result, ranks[n], d_in, widths[p], stride);
+            }
+            n += num;
+        }
+    }
 }

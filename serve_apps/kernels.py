@@ -14,8 +14,10 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,6 +33,19 @@ _log = logging.getLogger(__name__)
 _POINTER, _COUNT, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
+class Updates:
+    """Adapters on linear layers of one input whose results lie side by side, as `add_updates` reads them."""
+
+    def __init__(self, weights: Mapping[int, tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Take A [K, R, d_in] and B [K, R, d_out] of each layer that has some, by the place where its results begin."""
+        self.weights = weights
+        self.max_r = next(iter(weights.values()))[0].shape[1]
+        self.a = _array(ctypes.c_void_p, (lora_a.data_ptr() for lora_a, _ in weights.values()))
+        self.b = _array(ctypes.c_void_p, (lora_b.data_ptr() for _, lora_b in weights.values()))
+        self.places = _array(ctypes.c_int64, weights)
+        self.widths = _array(ctypes.c_int64, (lora_b.shape[2] for _, lora_b in weights.values()))
+
+
 class Kernels:
     """The functions of the compiled `library`, for float32 tensors on the CPU whose rows are contiguous."""
 
@@ -38,7 +53,7 @@ class Kernels:
         self._rms_norm = _function(library, "rms_norm", _POINTER, 3, _COUNT, 2, _NUMBER, 1)
         self._turn = _function(library, "turn", _POINTER, 3, _COUNT, 4)
         self._silu_and_mul = _function(library, "silu_and_mul", _POINTER, 2, _COUNT, 2)
-        self._add_updates = _function(library, "add_updates", _POINTER, 6, _COUNT, 4)
+        self._add_updates = _function(library, "add_updates", _POINTER, 9, _COUNT, 5)
         self._attend = _function(library, "attend", _POINTER, 7, _COUNT, 6, _NUMBER, 1)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -62,15 +77,17 @@ class Kernels:
     def add_updates(
         self,
         x: torch.Tensor,  # [N, d_in]
-        lora_a: torch.Tensor,  # [S, d_in]
-        lora_b: torch.Tensor,  # [S, d_out]
-        firsts: torch.Tensor,  # [N], int64
-        counts: torch.Tensor,  # [N], int64
-        out: torch.Tensor,  # [N, d_out]; rows may lie apart
+        updates: Updates,
+        slots: torch.Tensor,  # [N], int64
+        ranks: torch.Tensor,  # [N], int64
+        scales: torch.Tensor,  # [N]
+        out: torch.Tensor,  # [N, widths of all layers]
     ) -> None:
-        """Add to each row of `out` its `x` times A^T B, with the `counts` ranks of its adapter from `firsts` on."""
-        tensors = (x, lora_a, lora_b, firsts, counts, out)
-        self._add_updates(*(tensor.data_ptr() for tensor in tensors), *x.shape, out.shape[1], out.stride(0))
+        """Add to each row of `out` its `x` times A^T B of the first `ranks` of the adapter in its slot, scaled."""
+        weights = (updates.a, updates.b, updates.places, updates.widths)
+        routing = (slots.data_ptr(), ranks.data_ptr(), scales.data_ptr())
+        counts = (len(updates.weights), len(x), updates.max_r, x.shape[1], out.stride(0))
+        self._add_updates(x.data_ptr(), *weights, *routing, out.data_ptr(), *counts)
 
     def attend(
         self,
@@ -125,6 +142,11 @@ def _processor() -> str:
         return platform.processor()
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+
+
+def _array(kind: type[ctypes.c_void_p | ctypes.c_int64], values: Iterable[int]) -> "ctypes.Array[Any]":
+    listed = list(values)
+    return (kind * len(listed))(*listed)
 
 
 def _function(library: ctypes.CDLL, name: str, *kinds_and_counts: type | int) -> "ctypes._NamedFuncPointer":

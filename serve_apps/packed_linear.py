@@ -8,19 +8,17 @@ N = rows of the input.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import nn
 
-from cluster.models.banked_linear import BankedLinear
+from cluster.models.banked_linear import BankedLinear, features
 from cluster.models.routing import Tokens
-from serve_apps.kernels import kernels
+from serve_apps.kernels import Updates, kernels
 
 ROWS = 16
 """Rows the layout is chosen for; any number of rows works with it."""
-# The overloads themselves: finding them anew takes microseconds, in every layer of every pass.
-_LINEAR = torch.ops.mkldnn._linear_pointwise.default
-_LINEAR_PLUS = torch.ops.mkldnn._linear_pointwise.binary
 
 
 class JoinedLinears(nn.Module):
@@ -28,11 +26,12 @@ class JoinedLinears(nn.Module):
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
         super().__init__()
-        self.sizes = [linear.out_features for linear in linears]
+        self._starts = list(accumulate((linear.out_features for linear in linears), initial=0))
         self._bias = _join_biases(linears)
         weight = torch.cat([linear.weight.detach() for linear in linears])
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
         self._kernels = kernels()
+        self._updates: Updates | None = None
         # The overloads themselves: finding them anew would take microseconds, in every layer of every pass.
         self._multiply = torch.ops.mkldnn._linear_pointwise.default
         self._multiply_add = torch.ops.mkldnn._linear_pointwise.binary
@@ -50,21 +49,29 @@ class JoinedLinears(nn.Module):
             output = self._multiply(x, self._packed, self._bias, "none", [], "")
         else:
             output = self._multiply_add(x, residual, self._packed, self._bias, "add")
-        start = 0
-        for part, size in zip(parts, self.sizes, strict=False):
-            if isinstance(part, BankedLinear):
-                self._add_update(part, x, output[:, start : start + size])
-            start += size
+        adapted = {
+            start: part
+            for part, start in zip(parts, self._starts, strict=False)
+            if isinstance(part, BankedLinear) and part.routing.current is not None
+        }
+        if adapted:
+            self._add_updates(adapted, x, output)
         return output
 
-    def _add_update(self, part: BankedLinear, x: torch.Tensor, result: torch.Tensor) -> None:
-        tokens = part.routing.current
-        is_short = isinstance(tokens, Tokens) and tokens.mask is not None and bool(tokens.slots)
-        if self._kernels is not None and is_short and part.lora_A.dtype == torch.float32:
-            assert isinstance(tokens, Tokens)
-            self._kernels.add_updates(x, *part.packed(tokens), tokens.firsts, tokens.counts, result)
-        else:
-            part.add_update(x, result)
+    def _add_updates(self, adapted: dict[int, BankedLinear], x: torch.Tensor, output: torch.Tensor) -> None:
+        first = next(iter(adapted.values()))
+        tokens = first.routing.current
+        if self._kernels is None or not isinstance(tokens, Tokens) or first.lora_A.dtype != torch.float32:
+            for start, part in adapted.items():
+                part.add_update(x, output[:, start : start + features(part.base_layer)[1]])
+        elif len(x) != tokens.num_tokens:
+            raise ValueError(f"{len(x)} tokens in the pass, {tokens.num_tokens} in its routing")
+        elif tokens.slots:
+            if self._updates is None:  # from the first pass with adapters on, a layer has them for good
+                self._updates = Updates({start: (part.lora_A, part.lora_B) for start, part in adapted.items()})
+            self._kernels.add_updates(
+                x, self._updates, tokens.slot_of_token, tokens.rank_of_token, tokens.scales, output
+            )
 
 
 class LinearPart(nn.Linear):

@@ -3,13 +3,15 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from cluster.models.base import load_base
+from cluster.models.base import LoadedBase, load_base
 from cluster.plan import ServingPlan
 from cluster.registry import Registry
+from serve_apps import short_thread
 from serve_apps.adapters import AdapterSlots, BankLoader
 from serve_apps.embeddings import Embedder
 from serve_apps.engine import Engine, EngineLimits
@@ -44,20 +46,13 @@ def start_runtime(plan: ServingPlan) -> Runtime:
     """
     # Ray gives a replica as many threads as it reserves CPUs; a CPU replica computes on all that its node can spare.
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // plan.replicas_per_node))
-    base = load_base(
-        plan.card,
-        precision=plan.precision,
-        compute_dtype=getattr(torch, plan.compute_dtype),
-        device="cuda" if plan.num_gpus else "cpu",
-    )
+    base = short_thread.run(partial(_load, plan))
     limits = EngineLimits(
         max_model_len=plan.max_model_len,
         max_num_seqs=plan.max_num_seqs,
         max_batch_tokens=plan.max_batch_tokens,
         kv_cache_tokens=plan.kv_cache_tokens,
     )
-    fuse_layers(base.model)
-    pack_linears(base.model)
     engine = Engine(base.model, limits)
     engine.start()
     EngineMetrics(engine, plan.card.name).start()
@@ -77,6 +72,18 @@ def start_runtime(plan: ServingPlan) -> Runtime:
         limits=model_limits(plan, base.tokenizer, base.model.generation_config),
         embedder=Embedder(engine),
     )
+
+
+def _load(plan: ServingPlan) -> LoadedBase:
+    base = load_base(
+        plan.card,
+        precision=plan.precision,
+        compute_dtype=getattr(torch, plan.compute_dtype),
+        device="cuda" if plan.num_gpus else "cpu",
+    )
+    fuse_layers(base.model)
+    pack_linears(base.model)
+    return base
 
 
 def model_limits(plan: ServingPlan, tokenizer: PreTrainedTokenizerBase, config: GenerationConfig) -> ModelLimits:

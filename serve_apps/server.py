@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from ray.serve.llm.openai_api_models import (
     ErrorResponse,
 )
 
-from serve_apps import embeddings, responses
+from serve_apps import embeddings, responses, short_thread
 from serve_apps.answers import Answering
 from serve_apps.embeddings import read_embeddings
 from serve_apps.engine import EngineStopped
@@ -131,7 +132,7 @@ class TransformersServer:
         job = await asyncio.to_thread(read_embeddings, request, runtime.tokenizer, runtime.limits)
         async with self._lease(request) as (model, slot):
             passes = embedder.passes(job.inputs)
-            rows = torch.cat([await asyncio.to_thread(embedder.embed, group, slot) for group in passes])
+            rows = torch.cat([await short_thread.run_async(partial(embedder.embed, group, slot)) for group in passes])
         body = await asyncio.to_thread(embeddings.body, job, rows, model)
         yield EmbeddingResponse.model_validate(body)
 

@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+from grpc.aio import AioRpcError
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
@@ -19,6 +20,8 @@ FAILED_RETRY_AFTER_S = 60
 """When to ask again for a model whose replicas do not start: somebody has to put it right first."""
 LOST_RETRY_AFTER_S = 1
 """Another replica may take the request at once."""
+LOST = (RayActorError, AioRpcError)
+"""What a call raises whose replica died; Serve translates only one of gRPC's codes."""
 UNDER_WAY: ContextVar[list[Any]] = ContextVar("UNDER_WAY")
 """What replicas were asked for the HTTP request at hand; whoever answers HTTP cancels it when the client leaves."""
 
@@ -53,7 +56,7 @@ class PatientHandle:
         try:
             async for item in response:
                 yield item
-        except RayActorError:
+        except LOST:
             raise replica_lost() from None
 
     async def _ask(self, *args: Any) -> Any:
@@ -72,7 +75,7 @@ class PatientHandle:
             raise too_many(self.facts.name, error) from None
         except DeploymentUnavailableError:
             raise _failed(self.facts.name) from None
-        except RayActorError:
+        except LOST:
             raise replica_lost() from None
         return response
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention, silu
 
-from serve_apps.kernels import Kernels, kernels
+from serve_apps.kernels import Kernels, Updates, kernels
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +59,31 @@ def test_attention_reads_each_rows_own_places(compiled: Kernels, lengths: list[i
         torch.testing.assert_close(ours[row], theirs)
 
 
-def test_each_row_gets_the_update_of_its_own_ranks(compiled: Kernels) -> None:
+@pytest.mark.parametrize(
+    "slots",
+    [
+        [0, 1, -1, 1],  # neighbours without anything in common, and one without an adapter
+        [0] * 11 + [1] * 3 + [2] * 2,  # four, two and one at a time
+    ],
+)
+def test_each_row_gets_the_updates_of_its_own_adapter(compiled: Kernels, slots: list[int]) -> None:
     torch.manual_seed(0)
-    x, lora_a, lora_b = torch.randn(4, 12), torch.randn(5, 12), torch.randn(5, 6)
-    wide = torch.randn(4, 9)
-    before, ranks = wide.clone(), [(0, 2), (2, 3), (0, 0), (2, 3)]
-    firsts, counts = (torch.tensor(column) for column in zip(*ranks, strict=True))
-    compiled.add_updates(x, lora_a, lora_b, firsts, counts, wide[:, 2:8])
-    for row, (first, count) in enumerate(ranks):
-        mine = slice(first, first + count)
-        torch.testing.assert_close(wide[row, 2:8], before[row, 2:8] + x[row] @ lora_a[mine].T @ lora_b[mine])
-    assert torch.equal(wide[:, :2], before[:, :2])
-    assert torch.equal(wide[:, 8:], before[:, 8:])
+    ranks, scales = [19, 1, 8], [0.5, 2.0, 1.5]  # more, fewer and as many as the kernel takes at a time
+    x, wide = torch.randn(len(slots), 37), torch.randn(len(slots), 50)
+    weights = {place: (torch.randn(3, 20, 37), torch.randn(3, 20, width)) for place, width in ((2, 6), (20, 19))}
+    expected = wide.clone()
+    for row, slot in enumerate(slots):
+        for place, (lora_a, lora_b) in weights.items():
+            if slot >= 0:
+                update = x[row] @ lora_a[slot, : ranks[slot]].T @ lora_b[slot, : ranks[slot]]
+                expected[row, place : place + lora_b.shape[2]] += scales[slot] * update
+    untouched = [*range(2), *range(8, 20), *range(39, 50)]
+    before = wide[:, untouched].clone()
+    rank_of_row = torch.tensor([ranks[slot] if slot >= 0 else 0 for slot in slots])
+    scale_of_row = torch.tensor([scales[slot] for slot in slots])
+    compiled.add_updates(x, Updates(weights), torch.tensor(slots), rank_of_row, scale_of_row, wide)
+    torch.testing.assert_close(wide, expected)
+    assert torch.equal(wide[:, untouched], before)
 
 
 def test_without_a_working_compiler_torch_does_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

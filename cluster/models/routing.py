@@ -5,7 +5,7 @@ B = rows, T = tokens, K = slots of the bank, S = ranks of all adapters in the pa
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, islice, repeat
+from itertools import islice, repeat
 
 import torch
 
@@ -74,8 +74,9 @@ class Tokens:
     scaling: tuple[float, ...]
     """Of each."""
     num_tokens: int
-    firsts: torch.Tensor  # [T], on the CPU: the first of each token's ranks among the S
-    counts: torch.Tensor  # [T], on the CPU: how many ranks it has; 0 for the bare base
+    slot_of_token: torch.Tensor  # [T], on the CPU; -1 for the bare base
+    rank_of_token: torch.Tensor  # [T], on the CPU; 0 for the bare base
+    scales: torch.Tensor  # [T], float32, on the CPU: `scaling` of each token
     mask: torch.Tensor | None  # [T, S]: 1 where token and rank belong together, else 0
     segments: tuple[Segment, ...]
     """Used where `mask` is None."""
@@ -147,18 +148,21 @@ def route_tokens(
     slots = tuple(sorted(set(slot_of_token.tolist()) - {-1}))
     chosen = [_occupied(specs, slot) for slot in slots]
     ranks = tuple(spec.r for spec in chosen)
-    slot_list = slot_of_token.tolist()
-    starts = dict(zip(slots, accumulate(ranks, initial=0), strict=False))
-    sizes = dict(zip(slots, ranks, strict=True))
+    scaling = tuple(spec.scaling for spec in chosen)
+    # The last element is that of slot -1.
+    by_slot = torch.zeros(2, 1 + max(slots, default=-1) + 1, dtype=torch.float64)
+    by_slot[:, list(slots)] = torch.tensor([ranks, scaling], dtype=torch.float64)
+    rank_of_token, scales = by_slot[:, slot_of_token]
     dense = len(slots) == 1 or len(slot_of_token) * sum(ranks) <= MAX_DENSE * len(slots)
     return Tokens(
         slots=slots,
         versions=tuple((slot, versions[slot]) for slot in slots),
         ranks=ranks,
-        scaling=tuple(spec.scaling for spec in chosen),
+        scaling=scaling,
         num_tokens=len(slot_of_token),
-        firsts=torch.tensor([starts.get(slot, 0) for slot in slot_list]),
-        counts=torch.tensor([sizes.get(slot, 0) for slot in slot_list]),
+        slot_of_token=slot_of_token,
+        rank_of_token=rank_of_token.long(),
+        scales=scales.float(),
         mask=_mask(slot_of_token, slots, ranks).to(like) if dense else None,
         segments=() if dense else _segments(slot_of_token, slots, chosen, like.device),
     )
