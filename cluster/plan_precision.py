@@ -36,8 +36,8 @@ def choose_precision(
     log.decide("precision", precision, source, reason)
     if is_quantized(precision) and card.num_local_experts:
         log.warn(traps.experts_stay_unquantized(card))
-    if card.is_quantization_required and not is_quantized(precision):
-        log.warn(f"The specification requires a quantized {card.name} (量子化: 4bit必須); {precision} was chosen.")
+    if card.is_quantization_required and (precision == "int8" or not is_quantized(precision)):
+        log.warn(f"The specification requires {card.name} in 4 bits (量子化: 4bit必須); {precision} was chosen.")
     return precision
 
 

@@ -93,7 +93,7 @@ def test_16_bit_on_a_cpu_is_kept_and_called_slow() -> None:
 
 def test_an_unquantized_model_that_must_be_quantized_is_warned_about() -> None:
     plan = plan_serving(find("qwen2.5-32b-instruct"), declared(gpu="H200"), precision="bf16")
-    assert any("requires a quantized qwen2.5-32b-instruct" in warning for warning in plan.warnings)
+    assert any("requires qwen2.5-32b-instruct in 4 bits" in warning for warning in plan.warnings)
 
 
 def test_offload_that_the_specification_requires_is_not_needed_where_it_fits() -> None:
