@@ -21,7 +21,7 @@ def layouts(
     Raises:
         ImpossibleCombination: a strategy that excludes the precision or the offload that is wanted.
     """
-    _check_strategy(wishes, log, precision)
+    _check_strategy(hardware, wishes, log, precision)
     wanted = {name: value for name in OFFLOADS if (value := getattr(wishes, name)) is not None}
     if hardware.gpu is None and any(wanted.values()):
         log.warn("Offload moves state from a GPU to the CPU; there is no GPU here, so it is left out.")
@@ -33,18 +33,20 @@ def layouts(
         raise traps.ImpossibleCombination(traps.ZERO3_8BIT)
     ladder = _ladder(hardware, method=method, precision=precision, num_workers=num_workers)
     if wishes.strategy in ("ddp", "dp", "fsdp"):
-        return [Layout(strategy="ddp" if wishes.strategy == "dp" else wishes.strategy)]
+        # Over several GPUs, what asks for nn.DataParallel gets DDP, as `_check_strategy` says.
+        is_spread = wishes.strategy == "dp" and hardware.num_gpus > 1
+        return [Layout(strategy="ddp" if is_spread else wishes.strategy)]
     kept = [x for x in ladder if stage in (None, x.zero_stage) and _agrees(x, wanted)]
     if wishes.strategy == "deepspeed":
         kept = [x for x in kept if x.zero_stage > 0]
     return kept or [_forced(stage, wanted)]
 
 
-def _check_strategy(wishes: TrainingWishes, log: Log, precision: Precision) -> None:
+def _check_strategy(hardware: Hardware, wishes: TrainingWishes, log: Log, precision: Precision) -> None:
     if wishes.strategy == "dp":
         if is_quantized(precision):
             raise traps.ImpossibleCombination(traps.DATA_PARALLEL)
-        log.warn(traps.DATA_PARALLEL_SLOW)
+        log.warn(traps.DATA_PARALLEL_GPUS if hardware.num_gpus > 1 else traps.DATA_PARALLEL_SLOW)
     if wishes.strategy == "fsdp" and is_quantized(precision):
         raise traps.ImpossibleCombination(traps.FSDP_QUANTIZED)
     needs_zero = [name for name in OFFLOADS if getattr(wishes, name)] + (["zero_stage"] if wishes.zero_stage else [])

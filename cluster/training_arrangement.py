@@ -24,8 +24,12 @@ def _num_workers(hardware: Hardware, wishes: TrainingWishes) -> int:
     """Return one worker a GPU; on a CPU two, the fewest that train in parallel at all.
 
     Raises:
-        ImpossibleCombination: more workers than GPUs.
+        ImpossibleCombination: more workers than GPUs, or than the one process of nn.DataParallel.
     """
+    if wishes.strategy == "dp" and hardware.num_gpus <= 1:
+        if wishes.num_workers not in (None, 1):
+            raise traps.ImpossibleCombination(traps.DATA_PARALLEL_WORKERS)
+        return 1
     if wishes.num_workers is None:
         return hardware.num_gpus if hardware.gpu is not None else min(2, hardware.num_cpus)
     if hardware.gpu is not None and wishes.num_workers > hardware.num_gpus:
@@ -131,6 +135,8 @@ def explain(
         log.decide("max_length", load.max_length, "default", "longer than nearly all chat samples")
     if wishes.num_workers:
         log.decide("num_workers", load.num_workers, "user", "asked for")
+    elif load.layout.strategy == "dp":
+        log.decide("num_workers", load.num_workers, "user", "nn.DataParallel is one process")
     elif load.num_workers < first.num_workers:
         log.decide("num_workers", load.num_workers, "memory", "each worker holds a copy of the model; two do not fit")
     else:

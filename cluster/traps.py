@@ -20,7 +20,14 @@ OFFLOAD_PARAM = "offload_param has no effect at ZeRO stage 2 or below: parameter
 DATA_PARALLEL = (
     "nn.DataParallel cannot copy quantized weights to its replicas: use strategy 'ddp', one process per GPU."
 )
-DATA_PARALLEL_SLOW = "nn.DataParallel copies the model at every step; planned as 'ddp', which gives the same gradients."
+DATA_PARALLEL_SLOW = (
+    "nn.DataParallel is one process, whatever there is: 'ddp' gives the same gradients and uses all of it."
+)
+DATA_PARALLEL_GPUS = (
+    "nn.DataParallel would copy the model to every GPU at every step, and its threads share what tells samples and "
+    "adapters apart; planned as 'ddp', one process per GPU, which gives the same gradients."
+)
+DATA_PARALLEL_WORKERS = "strategy 'dp' is one process: leave num_workers out, or use 'ddp'."
 BATCH_TABLE = "the table's batch size is a first guess; memory decides, and the effective batch stays the same"
 ZERO3_4BIT = (
     "ZeRO-3 shards 4-bit weights only with bnb_4bit_quant_storage equal to the model's dtype; "

@@ -170,3 +170,10 @@ def test_an_adapter_that_enters_later_equals_its_run_alone_and_one_that_left_dis
     assert losses[2] == pytest.approx(alone[2][:3], abs=1e-5)
     assert losses[3] == pytest.approx(alone[3], abs=1e-5)
     assert len(losses[3]) == 8
+
+
+def test_data_parallel_runs_the_module_itself_on_a_cpu(card: ModelCard) -> None:
+    job = job_of(card, adapter(1, dropout=0.1), accumulation=2)
+    parallel = replace(job, strategy="dp")
+    assert isinstance(pack_of(parallel).module, torch.nn.DataParallel)
+    assert losses_of(parallel) == losses_of(job)

@@ -122,3 +122,20 @@ def test_fsdp_on_a_cpu_saves_no_weights() -> None:
     plan = plan_training(find("smollm2-135m-instruct"), CPU, overrides={"strategy": "fsdp"})
     assert (plan.strategy, plan.num_workers, plan.host_memory) == ("fsdp", 2, None)
     assert plan.memory.num_bytes("weights") == 2 * 4 * FACTS["smollm2-135m-instruct"].params
+
+
+def test_data_parallel_is_one_process_and_says_that_ddp_is_better() -> None:
+    for hardware in (CPU, declared(gpu="H100")):
+        plan = plan_training(find("smollm2-135m-instruct"), hardware, overrides={"strategy": "dp"})
+        assert (plan.strategy, plan.num_workers) == ("dp", 1)
+        assert any("'ddp' gives the same gradients and uses all of it" in w for w in plan.warnings)
+    with pytest.raises(ImpossibleCombination, match="strategy 'dp' is one process: leave num_workers out"):
+        plan_training(find("smollm2-135m-instruct"), CPU, overrides={"strategy": "dp"}, num_workers=2)
+    with pytest.raises(ImpossibleCombination, match=r"nn\.DataParallel cannot copy quantized weights"):
+        plan_training(find("smollm2-135m-instruct"), CPU, overrides={"strategy": "dp"}, method="qlora")
+
+
+def test_data_parallel_over_several_gpus_is_planned_as_ddp_and_says_why() -> None:
+    plan = plan_training(find("smollm2-135m-instruct"), declared(gpu="H100", num_gpus=4), overrides={"strategy": "dp"})
+    assert (plan.strategy, plan.num_workers) == ("ddp", 4)
+    assert any("its threads share what tells samples and adapters apart" in w for w in plan.warnings)

@@ -66,9 +66,10 @@ def test_trap_4_data_parallel_and_quantized_weights_exclude_each_other() -> None
 
 
 def test_trap_4_unquantized_data_parallel_becomes_ddp() -> None:
-    plan = plan_training(find("smollm2-135m-instruct"), H100, overrides={"strategy": "dp"})
+    h100s = declared(gpu="H100", num_gpus=2)
+    plan = plan_training(find("smollm2-135m-instruct"), h100s, overrides={"strategy": "dp"})
     assert plan.strategy == "ddp"
-    assert traps.DATA_PARALLEL_SLOW in plan.warnings
+    assert traps.DATA_PARALLEL_GPUS in plan.warnings
 
 
 def test_trap_5_layers_on_the_cpu_stay_unquantized() -> None:

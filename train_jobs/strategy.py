@@ -1,4 +1,4 @@
-"""How workers share a step: plain data parallelism, DeepSpeed's ZeRO, or FSDP. The loop knows none of them."""
+"""How workers share a step: DDP, nn.DataParallel, DeepSpeed's ZeRO, or FSDP. The loop knows none of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,6 +84,8 @@ def prepare(job: TrainJob, accelerator: Accelerator, loss: PackLoss, bank: Adapt
     uses_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     adamw = PackedAdamW(bank.parameters() if uses_deepspeed else bank.groups(), num_slots=bank.num_slots)
     module, optimizer = accelerator.prepare(loss, adamw)
+    if job.strategy == "dp":  # it runs the module itself where there is one device or none
+        module = nn.DataParallel(module)
     if is_zero3(accelerator):  # a forward pass finds whole parameters only now
         loss.check_head()
     return Prepared(module=module, adamw=adamw, optimizer=optimizer)
