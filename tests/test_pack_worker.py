@@ -13,13 +13,17 @@ from cluster.model_card import ModelCard, Precision
 from cluster.models.bank import AdapterBank
 from cluster.models.base import load_base
 from train_jobs import loop
-from train_jobs.job import AdapterJob
+from train_jobs.job import AdapterJob, TrainJob
 from train_jobs.pack import PackSize
 from train_jobs.run_store import RunStore
+from train_jobs.tokens import Sample
 from tune_spaces.pack_worker import PackWorker
+from tune_spaces.shapes import Shape, job_of_shape
 from tune_spaces.trial import DIVERGED_LOSS, entry_of
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+SHAPES = ((2, 1, 99), (2, 3, 99), (4, 1, 9))
+"""Samples in a micro batch, micro batches in a step, tokens of the longest sample."""
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +41,13 @@ def alone(
     card: ModelCard, run: AdapterJob, folder: Path, *, accumulation: int, precision: Precision
 ) -> tuple[list[float], dict[int, float]]:
     """Return the losses of a run of `train_jobs`, and those on the held-out part after its steps 3 and 8."""
-    job = replace(job_of(card, run, accumulation=accumulation), precision=precision, eval_steps=1)
-    store = RunStore(root=str(folder), run=f"alone-{run.seed}")
+    job = job_of(card, run, accumulation=accumulation)
+    return alone_with(replace(job, precision=precision, eval_steps=1), folder)
+
+
+def alone_with(job: TrainJob, folder: Path) -> tuple[list[float], dict[int, float]]:
+    """Return the losses of the job run by `train_jobs`, and those on the held-out part after each step."""
+    store = RunStore(root=str(folder), run=f"alone-{job.adapters[0].seed}")
     store.write_record(b"{}")
     outcome = loop.run(pack_of(job), byte_tokenizer(), store)
     return [step.losses[0] for step in outcome.history], {look.step: look.loss for look in outcome.held_out}
@@ -74,6 +83,29 @@ def test_trials_that_come_and_go_equal_their_runs_alone(
     assert found[1] == pytest.approx([*solo[1][0][:3], *solo[3][0]], abs=1e-5)
     assert found[2] == pytest.approx(solo[2][0], abs=1e-5)
     assert found[0][-1] < found[0][0] - 0.05, "it learned"
+
+
+def test_trials_of_other_shapes_take_turns_on_one_base_and_equal_their_runs_alone(
+    card: ModelCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.train.get_preemption_info", lambda: None)
+    plain = job_of(card)
+    shapes = [Shape(micro_batch_size=m, gradient_accumulation_steps=a, max_length=n) for m, a, n in SHAPES]
+    cut = {n: tuple(Sample(input_ids=s.input_ids[:n], labels=s.labels[:n]) for s in plain.samples) for n in (9, 99)}
+    jobs = {s: replace(job_of_shape(plain, s, cut, num_workers=1), adapters=()) for s in shapes}
+    assert [job.batch_size for job in jobs.values()] == [2, 6, 4]
+    size = PackSize(num_slots=3, max_r=8, target_modules=LINEARS)
+    worker = PackWorker(replace(plain, adapters=()), size, reduction_factor=2, jobs=jobs)
+    runs = [adapter(1, r=4), adapter(2, r=8, dropout=0.2), adapter(3, r=2, lr=3e-2)]
+    for number, (run, shape) in enumerate(zip(runs, shapes, strict=True)):
+        assert worker.enter(f"t{number}", run, shape=shape)
+    with ThreadPoolExecutor(3) as pool:
+        reports = list(pool.map(lambda number: worker.advance(f"t{number}", 8), range(3)))
+    for run, shape, report in zip(runs, shapes, reports, strict=True):
+        job = replace(jobs[shape], adapters=(run,), eval_steps=1)
+        losses, looks = alone_with(job, tmp_path)
+        assert report.losses == pytest.approx(losses, abs=1e-5)
+        assert report.held_out_loss == pytest.approx(looks[8], abs=1e-5)
 
 
 def test_a_full_worker_takes_no_more_and_a_freed_slot_is_given_again(card: ModelCard) -> None:

@@ -43,6 +43,7 @@ def test_the_winner_and_the_presets_own_values_are_told_as_they_are(
     words = ["--model", str(model), "--data", str(EXAMPLES / "train.jsonl"), "--name", "won", "--max-length", "128"]
     words += ["--eval-data", str(EXAMPLES / "heldout.jsonl"), "--trials", "3", "--max-steps", "8", "--seed", "3"]
     words += ["--set", "micro_batch_size=2", "--set", "gradient_accumulation_steps=1", "--set-space", "r=8"]
+    words += ["--set-space", "micro_batch_size=1,2", "--set-space", "max_length=96,128"]
     words += ["--set-space", "learning_rate=1e-3..3e-2", "--objective", "held_out_loss,latency_ratio"]
     request = read_arguments(words)
     assert isinstance(request, SearchRequest)

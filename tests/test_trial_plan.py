@@ -69,6 +69,18 @@ def test_full_fine_tuning_shares_no_base_and_has_no_ranks() -> None:
         plan_trials(asked("--method", "full", "--set-space", "r=8,16"), declared(gpu="H100"))
 
 
+def test_a_micro_batch_that_fits_nowhere_is_left_out_and_the_largest_one_that_does_bounds_the_pack() -> None:
+    words = ("--set-space", "micro_batch_size=1,2,1024", "--set-space", "max_length=256,512", "--method", "qlora")
+    trials = plan_trials(asked(*words, model="qwen2.5-14b-instruct"), declared(gpu="A100-80G"))
+    assert trials.space["micro_batch_size"] == Choice(values=(1, 2))
+    assert trials.left_out == "micro_batch_size=1024 does not fit into memory and is left out"
+    assert trials.plan.max_length == 512, "the longest, on which all are compared"
+    one = asked("--set", "micro_batch_size=2", "--max-length", "512", "--method", "qlora", model="qwen2.5-14b-instruct")
+    assert trials.packs.num_slots == plan_trials(one, declared(gpu="A100-80G")).packs.num_slots
+    with pytest.raises(BadSpace, match="No micro_batch_size of 1024 fits into memory"):
+        plan_trials(asked("--set-space", "micro_batch_size=1024", model="qwen2.5-32b-instruct"), declared(gpu="H100"))
+
+
 def test_workers_per_trial_decide_how_many_trials_run_at_a_time() -> None:
     eight = declared(gpu=None, num_cpus=8, ram_bytes=256 * GIB)
     trials = plan_trials(asked("--workers-per-trial", "2", "--max-length", "128"), eight)

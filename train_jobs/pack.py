@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +66,15 @@ class Pack:
     def num_steps(self) -> int:
         """Return the optimizer steps of the longest run in the pack."""
         return max(run.job.num_steps for run in self.runs.values())
+
+    def with_batches_of(self, job: TrainJob) -> "Pack":
+        """Return this pack for runs whose batches are those of `job`; base, slots and runs are shared."""
+        return replace(self, job=job)
+
+    def take_turn(self) -> None:
+        """Let the accelerator count this pack's micro batches; needed before a step where packs take turns."""
+        self.accelerator.gradient_accumulation_steps = self.job.gradient_accumulation_steps
+        self.accelerator.step = 0
 
     def enter(self, slot: int, adapter: AdapterJob) -> None:
         """Start `adapter` in `slot`, as a run alone would; nothing is loaded anew.

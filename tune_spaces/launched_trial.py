@@ -20,7 +20,7 @@ from train_jobs.loop import OUTCOME, Outcome, adapter_folder
 from train_jobs.run_store import RunStore
 from tune_spaces.shared import Shared
 from tune_spaces.trial import DIVERGED_LOSS
-from tune_spaces.trial_jobs import ADAPTER_FOLDER, adapter_job, size_metrics
+from tune_spaces.trial_jobs import ADAPTER_FOLDER, size_metrics
 
 OUTCOME_FILE = "outcome.pkl"
 
@@ -38,7 +38,7 @@ class LaunchedTrial(tune.Trainable):  # type: ignore[misc] # Ray's interface of 
         """Begin another trial."""
         self._step = 0
         self._outcome: Outcome | None = None
-        self._job = replace(self._shared.job, adapters=(adapter_job(self._shared.default, new_config),))
+        self._job = self._shared.job_with(new_config)
         return True
 
     def step(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ MAX_SLOTS = 16
 """More trials in one pass gain nothing: by then the products are as large as the processor likes them."""
 SHARED = frozenset({"weights", "process", "unpacked linear"})
 """Items of the memory table that a pack has once; all others it has once for each trial."""
+NOUNS = {"r": "rank", "micro_batch_size": "micro_batch_size"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +67,7 @@ def prune_packed(space: Space, plan: TrainingPlan, *, num_workers: int | None) -
         BadSpace: No rank fits.
     """
     try:
-        return without_ranks(space, lambda r: _fits(plan, r, num_workers))
+        return without(space, "r", lambda r: fits_packed(plan, r, num_workers))
     except BadSpace as error:
         shared, each = pack_bytes(plan, max_r=min(int(r) for r in space["r"].values))  # type: ignore[union-attr] # a Choice
         raise BadSpace(
@@ -75,25 +76,26 @@ def prune_packed(space: Space, plan: TrainingPlan, *, num_workers: int | None) -
         ) from None
 
 
-def without_ranks(space: Space, fits: Callable[[int], bool]) -> tuple[Space, str | None]:
-    """Return `space` with the ranks that fit, and what was left out, in words.
+def without(space: Space, field: str, fits: Callable[[int], bool]) -> tuple[Space, str | None]:
+    """Return `space` with the values of `field` that fit, and what was left out, in words.
 
     Raises:
-        BadSpace: No rank fits.
+        BadSpace: None fits.
     """
-    ranks = space.get("r")
-    if not isinstance(ranks, Choice):
+    values = space.get(field)
+    if not isinstance(values, Choice):
         return space, None
-    kept = tuple(r for r in ranks.values if fits(int(r)))
+    kept = tuple(value for value in values.values if fits(int(value)))
     if not kept:
-        raise BadSpace(f"No rank of {', '.join(map(str, ranks.values))} fits into memory.")
-    if len(kept) == len(ranks.values):
+        raise BadSpace(f"No {NOUNS[field]} of {', '.join(map(str, values.values))} fits into memory.")
+    if len(kept) == len(values.values):
         return space, None
-    out = ", ".join(str(r) for r in ranks.values if r not in kept)
-    return {**space, "r": Choice(values=kept)}, f"r={out} does not fit into memory and is left out"
+    out = ", ".join(str(value) for value in values.values if value not in kept)
+    return {**space, field: Choice(values=kept)}, f"{field}={out} does not fit into memory and is left out"
 
 
-def _fits(plan: TrainingPlan, r: int, num_workers: int | None) -> bool:
+def fits_packed(plan: TrainingPlan, r: int, num_workers: int | None) -> bool:
+    """Return whether one trial of rank `r` fits on each base."""
     try:
         plan_packs(plan, max_r=r, num_trials=num_workers or 1, num_workers=num_workers)
     except DoesNotFit:

@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,9 +20,10 @@ from transformers.utils.logging import disable_progress_bar
 from cluster.models.base import load_base
 from train_jobs.evaluate import Evaluation, evaluate, held_out_loss, held_out_losses
 from train_jobs.job import AdapterJob, TrainJob
-from train_jobs.pack import PackSize, build_pack
+from train_jobs.pack import Pack, PackSize, build_pack
 from train_jobs.step import train_step
 from tune_spaces.halving import release_order
+from tune_spaces.shapes import Shape
 from tune_spaces.trial import DIVERGED_LOSS, Trial, TrialReport, is_same_trial
 from tune_spaces.trial_state import TrialState, put_state, take_state
 
@@ -35,10 +36,17 @@ GRACE_S = 0.5
 
 
 class PackWorker:
-    """One thread owns the pack; calls from trials hand it work and wait. Run it with a concurrency of 2 K + 2."""
+    """One thread owns the pack; calls from trials hand it work and wait. Run it with a concurrency of 2 K + 2.
 
-    def __init__(self, job: TrainJob, size: PackSize, *, reduction_factor: int) -> None:
+    Trials of one shape go through the base together, those of another shape after them.
+    """
+
+    def __init__(
+        self, job: TrainJob, size: PackSize, *, reduction_factor: int, jobs: Mapping[Shape, TrainJob] | None = None
+    ) -> None:
+        """Load the base; `jobs` are those of the shapes that trials may have beside the one of `job`."""
         self._job = job
+        self._jobs = dict(jobs or {})
         self._size = size
         self._reduction_factor = reduction_factor
         self._work: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
@@ -55,12 +63,16 @@ class PackWorker:
         """Return how many more trials fit."""
         return self._size.num_slots - len(self._trials)
 
-    def enter(self, trial_id: str, adapter: AdapterJob, state: TrialState | None = None) -> bool:
+    def enter(
+        self, trial_id: str, adapter: AdapterJob, state: TrialState | None = None, *, shape: Shape | None = None
+    ) -> bool:
         """Give a trial a slot, from its start or from `state`; False when there is none left.
+
+        `shape` is one of `jobs`; None is that of the worker's own job.
 
         An entry of the same trial under another id goes: whoever made it has yet to notice that the trial moved on.
         """
-        return self._call(lambda: self._enter(trial_id, adapter, state))
+        return self._call(lambda: self._enter(trial_id, adapter, state, shape))
 
     def leave(self, trial_id: str) -> None:
         """Free the trial's slot; a trial that is not here is no problem."""
@@ -127,9 +139,7 @@ class PackWorker:
         while True:
             self._do_work()
             self._release()
-            steps = {t.slot: t.done for t in self._trials.values() if t.waiting is not None and t.done < t.until}
-            if steps:
-                self._step(steps)
+            self._round()
 
     def _load(self) -> None:
         torch.set_num_threads(self._job.num_threads)
@@ -142,6 +152,7 @@ class PackWorker:
         base = load_base(job.card, precision=job.precision, compute_dtype=dtype, device=accelerator.device)
         self._tokenizer = base.tokenizer
         self._pack = build_pack(job, base.model, accelerator, size=self._size)
+        self._packs = {shape: self._pack.with_batches_of(other) for shape, other in self._jobs.items()}
 
     def _do_work(self) -> None:
         """Do what is asked for; wait while nothing trains, and for a moment for trials that are being decided on."""
@@ -159,7 +170,7 @@ class PackWorker:
             patience_s = self._patience_s()
 
     def _patience_s(self) -> float | None:
-        if any(t.waiting is not None and t.done < t.until for t in self._trials.values()):
+        if any(trial.is_training for trial in self._trials.values()):
             return GRACE_S if self._is_deciding() else 0
         return GRACE_S if self._arrived else IDLE_S
 
@@ -176,24 +187,37 @@ class PackWorker:
             if waiting is not None:
                 waiting.set_result(report)
 
-    def _step(self, steps: dict[int, int]) -> None:
-        trials = {trial.slot: trial for trial in self._trials.values()}
-        try:
-            made = train_step(self._pack, steps)
-        except (RuntimeError, ArithmeticError) as error:  # out of memory, above all
-            for slot in steps:
-                waiting, trials[slot].waiting = trials[slot].waiting, None
-                if waiting is not None:
-                    waiting.set_exception(error)
+    def _round(self) -> None:
+        """Make a step of every trial that waits for steps, one pass for each shape; those at their rung report."""
+        training = [trial for trial in self._trials.values() if trial.is_training]
+        begin_s = time.monotonic()
+        arrived: list[Trial] = []
+        for pack in (self._pack, *self._packs.values()):
+            arrived += self._step(pack, {trial.slot: trial for trial in training if trial.pack is pack})
+        if not training:
             return
-        for slot, loss in zip(made.slots, made.losses, strict=True):
-            trials[slot].note(loss, num_tokens=made.num_tokens // len(made.slots), seconds=made.duration_s)
         self._num_made += 1
         if self._num_made == NUM_WARM_STEPS + 1:
-            self._measured.set_result(made.duration_s / len(made.slots))
-        arrived = [trials[slot] for slot in made.slots if trials[slot].is_at_rung]
+            self._measured.set_result((time.monotonic() - begin_s) / len(training))
         if arrived:
             self._arrive(arrived)
+
+    def _step(self, pack: Pack, trials: Mapping[int, Trial]) -> list[Trial]:
+        """Make a step of `trials`, by slot, and return those that are at their rung."""
+        if not trials:
+            return []
+        pack.take_turn()
+        try:
+            made = train_step(pack, {slot: trial.done for slot, trial in trials.items()})
+        except (RuntimeError, ArithmeticError) as error:  # out of memory, above all
+            for trial in trials.values():
+                waiting, trial.waiting = trial.waiting, None
+                if waiting is not None:
+                    waiting.set_exception(error)
+            return []
+        for slot, loss in zip(made.slots, made.losses, strict=True):
+            trials[slot].note(loss, num_tokens=made.num_tokens // len(made.slots), seconds=made.duration_s)
+        return [trials[slot] for slot in made.slots if trials[slot].is_at_rung]
 
     def _arrive(self, trials: Sequence[Trial]) -> None:
         sound = [trial for trial in trials if trial.losses[-1] < DIVERGED_LOSS]
@@ -202,14 +226,15 @@ class PackWorker:
         for index in release_order(held_out, reduction_factor=self._reduction_factor):
             self._arrived.append((trials[index], trials[index].report(held_out[index])))
 
-    def _enter(self, trial_id: str, adapter: AdapterJob, state: TrialState | None) -> bool:
+    def _enter(self, trial_id: str, adapter: AdapterJob, state: TrialState | None, shape: Shape | None) -> bool:
         for before in [other for other in self._trials if is_same_trial(other, trial_id)]:
             self._leave(before)
         free = self._free_slots()
         if not free:
             return False
-        self._pack.enter(free[0], adapter)
-        trial = Trial(slot=free[0])
+        pack = self._pack if shape is None else self._packs[shape]
+        pack.enter(free[0], adapter)
+        trial = Trial(slot=free[0], pack=pack)
         if state is not None:
             put_state(self._pack, free[0], state)
             trial.done = state.done

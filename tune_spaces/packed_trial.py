@@ -77,8 +77,9 @@ class PackedTrial(tune.Trainable):  # type: ignore[misc] # Ray's interface of a 
     def _enter(self, config: Mapping[str, Any], state: Any = None) -> None:
         self._name: str = entry_of(self.trial_id)
         self._adapter = adapter_job(self._shared.default, config)
+        shape = self._shared.shape_with(config)
         for worker in self._shared.workers:
-            if ray.get(worker.enter.remote(self._name, self._adapter, state)):
+            if ray.get(worker.enter.remote(self._name, self._adapter, state, shape=shape)):
                 self._worker = worker
                 return
         raise NoSlot("Every slot is taken; there are more trials at a time than slots.")

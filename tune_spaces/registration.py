@@ -1,7 +1,7 @@
 """The end of a search: the kept trial beside the plan's own values and the bare base, and into the registry."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ from ray.tune import Result
 from cluster.plan import TrainingPlan
 from cluster.registry import AdapterVersion
 from train_jobs.evaluate import Evaluation
-from train_jobs.job import TrainJob
 from train_jobs.loop import Outcome
 from train_jobs.prepare import Data
 from train_jobs.progress import StepMetrics, announce
@@ -19,7 +18,7 @@ from train_jobs.register import register
 from tune_spaces.arguments import SearchRequest
 from tune_spaces.launched_trial import read_outcome
 from tune_spaces.shared import Shared
-from tune_spaces.trial_jobs import ADAPTER_FOLDER, adapter_job
+from tune_spaces.trial_jobs import ADAPTER_FOLDER
 from tune_spaces.winner import adapter_files
 
 
@@ -69,15 +68,16 @@ def _outcome(result: Result) -> Outcome:
 
 
 def register_best(
-    request: SearchRequest, plan: TrainingPlan, data: Data, job: TrainJob, best: Result, judgement: Judgement
+    request: SearchRequest, plan: TrainingPlan, data: Data, shared: Shared, best: Result, judgement: Judgement
 ) -> AdapterVersion:
-    """Return the version that the adapter of `best` has become; `job` is that of the plan's own values."""
+    """Return the version that the adapter of `best` has become; `plan` is that of the plan's own values."""
+    shape = shared.shape_with(best.config)
     with best.checkpoint.as_directory() as folder:
         version = register(
             Path(folder) / ADAPTER_FOLDER,
             request.name,
-            plan=plan,
-            job=replace(job, adapters=(adapter_job(job.adapters[0], best.config),)),
+            plan=plan if shape is None else replace(plan, **asdict(shape)),
+            job=shared.job_with(best.config),
             data=data,
             outcome=Outcome(before=judgement.base, after=(judgement.best,), history=(_whole_run(best.metrics),)),
             promote=request.promote,

@@ -3,7 +3,7 @@
 import secrets
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from train_jobs.pack import PackSize
 from train_jobs.prepare import Data, build_job
 from train_jobs.progress import announce
 from train_jobs.token_carrier import carried
+from train_jobs.tokens import Sample
 from tune_spaces.arguments import SearchRequest
 from tune_spaces.budget import Budget, ensure_a_step
 from tune_spaces.halving import rungs
@@ -32,6 +33,7 @@ from tune_spaces.pack_worker import PackWorker
 from tune_spaces.points import first_guess
 from tune_spaces.registration import judge, register_best
 from tune_spaces.report import Summary, write_report
+from tune_spaces.shapes import SHAPE_FIELDS, Shape, job_of_shape, shape_of_plan, shapes_of
 from tune_spaces.shared import Launch, Shared
 from tune_spaces.store import REPORT_PAGE, new_search, notes, predicted_s, searches_folder
 from tune_spaces.text import in_words
@@ -47,8 +49,15 @@ FIRST_RUNG_SHARE = 16
 """The first rung is at this part of a run, where the warm-up leaves room: two halvings by four before the end."""
 
 
-def run_search(request: SearchRequest, trials: TrialPlan, data: Data, *, resume: str | None) -> AdapterVersion:
-    """Return the registered best of the search.
+def run_search(
+    request: SearchRequest,
+    trials: TrialPlan,
+    data: Data,
+    samples: Mapping[int, Sequence[Sample]],
+    *,
+    resume: str | None,
+) -> AdapterVersion:
+    """Return the registered best of the search; `samples` are those to train on for each `max_length`.
 
     Raises:
         UserError: The data cannot be trained on, the cluster has too little, or no trial came far enough.
@@ -64,7 +73,8 @@ def run_search(request: SearchRequest, trials: TrialPlan, data: Data, *, resume:
     connect()
     treat_sigterm_as_ctrl_c()
     job = carried(job)
-    workers = start_workers(job, outline, use_gpu=plan.hardware.gpu is not None) if is_packed else []
+    own, jobs = jobs_by_shape(job, trials, samples)
+    workers = start_workers(job, jobs, outline, use_gpu=plan.hardware.gpu is not None) if is_packed else []
     shared = Shared(
         job=job,
         rungs=outline.rungs,
@@ -72,12 +82,26 @@ def run_search(request: SearchRequest, trials: TrialPlan, data: Data, *, resume:
         is_exact_match="exact_match" in request.objectives,
         workers=tuple(workers),
         launch=None if is_packed else launch_of(plan, outline.folder),
+        shape=own,
+        jobs=jobs,
     )
     try:
         return _search(request, trials, data, shared, outline)
     finally:
         for worker in workers:
             ray.kill(worker)
+
+
+def jobs_by_shape(
+    job: TrainJob, trials: TrialPlan, samples: Mapping[int, Sequence[Sample]]
+) -> tuple[Shape | None, dict[Shape, TrainJob]]:
+    """Return the plan's own shape and the job of every shape that trials may have; nothing where all are of one."""
+    if not set(SHAPE_FIELDS) & set(trials.space):
+        return None, {}
+    own = shape_of_plan(trials.plan)
+    shapes = shapes_of(own, trials.space)
+    jobs = {s: job_of_shape(job, s, samples, num_workers=trials.plan.num_workers) for s in shapes}
+    return own, {shape: carried(shaped) for shape, shaped in jobs.items()}
 
 
 def launch_of(plan: TrainingPlan, folder: Path) -> Launch:
@@ -87,11 +111,11 @@ def launch_of(plan: TrainingPlan, folder: Path) -> Launch:
 
 def _search(request: SearchRequest, trials: TrialPlan, data: Data, shared: Shared, outline: Outline) -> AdapterVersion:
     begin_s = time.monotonic()
-    guess = first_guess(trials.space, default_values(shared.default))
+    guess = first_guess(trials.space, default_values(shared.default, shared.shape))
     grid = tuner(request, trials.space, shared, outline, first_guess=guess).fit()
     best = best_of(list(grid), request, errors=grid.errors)
     judgement = judge(shared, best, baseline_of(grid, guess))
-    version = register_best(request, trials.plan, data, shared.job, best, judgement)
+    version = register_best(request, trials.plan, data, shared, best, judgement)
     summary = Summary(
         name=outline.name,
         request=request,
@@ -177,7 +201,9 @@ def as_training_request(request: SearchRequest) -> Request:
     )
 
 
-def start_workers(job: TrainJob, outline: Outline, *, use_gpu: bool) -> list[ActorHandle]:
+def start_workers(
+    job: TrainJob, jobs: Mapping[Shape, TrainJob], outline: Outline, *, use_gpu: bool
+) -> list[ActorHandle]:
     """Return the workers, whose bases are being loaded."""
     spec, packs = job.adapters[0].spec, outline.packs
     size = PackSize(num_slots=packs.num_slots, max_r=packs.max_r, target_modules=spec.target_modules)
@@ -190,9 +216,11 @@ def start_workers(job: TrainJob, outline: Outline, *, use_gpu: bool) -> list[Act
     }
     remote = ray.remote(PackWorker)
     empty = replace(job, adapters=())
+    others = {shape: replace(other, adapters=()) for shape, other in jobs.items()}
     names = [outline.first_worker, *(None for _ in range(1, packs.num_workers))]
     return [
-        remote.options(name=name, **options).remote(empty, size, reduction_factor=REDUCTION_FACTOR) for name in names
+        remote.options(name=name, **options).remote(empty, size, reduction_factor=REDUCTION_FACTOR, jobs=others)
+        for name in names
     ]
 
 

@@ -18,7 +18,7 @@ from train_jobs.data import check_beginning
 from train_jobs.progress import announce
 from tune_spaces.arguments import SearchRequest, read_arguments
 from tune_spaces.trial_plan import plan_trials
-from tune_spaces.values import BadSpace
+from tune_spaces.values import BadSpace, Choice
 
 if TYPE_CHECKING:
     from train_jobs.prepare import Data
@@ -42,12 +42,21 @@ def search(request: SearchRequest, *, resume: str | None = None) -> AdapterVersi
             f"--objective exact_match counts right answers, and no held-out dialogue of "
             f"{request.eval_data or request.data} ends in one; use held_out_loss."
         )
-    trials = plan_trials(replace(request, max_length=longest(data)), plan.hardware)
+    lengths = request.changes.get("max_length")
+    if isinstance(lengths, Choice):
+        trials = plan_trials(request, plan.hardware)
+        shorter = {int(length) for length in lengths.values} - {plan.max_length}
+    else:
+        trials = plan_trials(replace(request, max_length=longest(data)), plan.hardware)
+        shorter = set()
+    samples = {trials.plan.max_length: data.train.samples}
+    for length in sorted(shorter):
+        samples[length] = read_data(as_training_request(request), replace(plan, max_length=length)).train.samples
     if trials.left_out:
         announce("warning", trials.left_out)
     if trials.alone_because:
         announce("fallback", f"each trial is a training run of its own: {trials.alone_because}")
-    return run_search(request, trials, data, resume=resume)
+    return run_search(request, trials, data, samples, resume=resume)
 
 
 def check(request: SearchRequest) -> TrainingPlan:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from cluster.plan import TrainingPlan
+from tune_spaces.shapes import SHAPE_FIELDS
 from tune_spaces.values import BadSpace, Choice, Range, Space, Values
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "c_attn", "qkv_proj")
@@ -67,13 +68,16 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "max_grad_norm": (1e-6, 1e6),
     "neftune_noise_alpha": (0.0, 1000.0),
     "seed": (0, 2**31),
+    "micro_batch_size": (1, 1024),
+    "gradient_accumulation_steps": (1, 1024),
+    "max_length": (8, 2**20),
 }
 WORDS: Mapping[str, tuple[str | bool, ...]] = {
     "targets": tuple(TARGETS),
     "lr_scheduler_type": ("linear", "cosine", "constant_with_warmup"),
     "use_rslora": (True, False),
 }
-WHOLE = frozenset({"r", "lora_alpha", "seed"})
+WHOLE = frozenset({"r", "lora_alpha", "seed", *SHAPE_FIELDS})
 """Fields that are whole numbers."""
 
 

@@ -4,6 +4,10 @@ import math
 import secrets
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # it imports torch
+    from train_jobs.pack import Pack
 
 DIVERGED_LOSS = 1e9
 """Stands for infinity and for what is no number; schedulers and searchers cannot compare those."""
@@ -44,6 +48,8 @@ class Trial:
     """One trial in a slot."""
 
     slot: int
+    pack: "Pack"
+    """The worker's, with the batches of this trial."""
     done: int = 0
     """Optimizer steps."""
     until: int = 0
@@ -52,6 +58,11 @@ class Trial:
     seconds: float = 0.0
     waiting: "Future[TrialReport] | None" = None
     """Whoever asked for steps; None while Ray Tune decides what becomes of the trial."""
+
+    @property
+    def is_training(self) -> bool:
+        """Return whether somebody waits for steps that it has yet to make."""
+        return self.waiting is not None and self.done < self.until
 
     @property
     def is_at_rung(self) -> bool:

@@ -1,13 +1,14 @@
 """From one point of a space to the adapter that is trained for it."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from cluster.memory import num_lora_parameters
 from cluster.model_card import ModelCard
 from cluster.plan import TrainingPlan
 from tune_spaces.objectives import latency_ratio
+from tune_spaces.shapes import Shape
 from tune_spaces.spaces import ATTENTION
 
 if TYPE_CHECKING:  # it imports torch
@@ -64,10 +65,11 @@ def size_metrics(card: ModelCard, job: "AdapterJob", *, weight_bytes: int) -> di
     }
 
 
-def default_values(job: "AdapterJob") -> dict[str, Any]:
-    """Return the plan's own choice, by field of a space."""
+def default_values(job: "AdapterJob", shape: Shape | None = None) -> dict[str, Any]:
+    """Return the plan's own choice, by field of a space; `shape` is None where the space has no field of it."""
     spec: AdapterSpec | None = job.spec
     values: dict[str, Any] = {field: getattr(job, field) for field in RUN_FIELDS}
+    values |= asdict(shape) if shape is not None else {}
     if spec is not None:
         values |= {field: getattr(spec, field) for field in SPEC_FIELDS} | {"targets": "all"}
     return values

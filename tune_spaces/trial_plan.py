@@ -1,6 +1,6 @@
 """The plan of one trial: beside others on one base where that can be, else as a run of its own, and why."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,10 +10,13 @@ from cluster.memory import GIB, DoesNotFit
 from cluster.plan import TrainingPlan, plan_training
 from cluster.traps import ImpossibleCombination
 from tune_spaces.arguments import SearchRequest
-from tune_spaces.pack_plan import PackPlan, plan_packs, prune_packed, without_ranks
+from tune_spaces.pack_plan import PackPlan, fits_packed, plan_packs, prune_packed, without
 from tune_spaces.points import check_methods, num_points
+from tune_spaces.shapes import longest_of
 from tune_spaces.spaces import space_of
 from tune_spaces.values import Choice, Space
+
+BATCH = "micro_batch_size"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,19 +45,22 @@ def plan_trials(request: SearchRequest, hardware: Hardware) -> TrialPlan:
     plan, alone_because = _plan(request, hardware)
     asked = space_of(request.space, plan, request.changes)
     check_methods(asked, searcher=request.searcher, scheduler=request.scheduler)
-    if alone_because is None:
-        space, left_out = prune_packed(asked, plan, num_workers=request.num_workers)
+    is_packed = alone_because is None
+    asked, too_many = without(asked, BATCH, partial(_fits_batch, request, plan, is_packed=is_packed))
+    largest = _largest(request, plan, asked)
+    if is_packed:
+        space, too_large = prune_packed(asked, largest, num_workers=request.num_workers)
     else:
         _check_launched(request)
-        space, left_out = without_ranks(asked, partial(_fits_alone, request, hardware, plan.num_workers))
+        space, too_large = without(asked, "r", lambda r: _replanned(request, largest, {"r": r}) is not None)
     count = num_points(space, searcher=request.searcher, trials=request.trials)
-    pack = plan_packs if alone_because is None else _runs
-    packs = pack(plan, max_r=_max_r(space, plan), num_trials=count, num_workers=request.num_workers)
+    pack = plan_packs if is_packed else _runs
+    packs = pack(largest, max_r=_max_r(space, plan), num_trials=count, num_workers=request.num_workers)
     return TrialPlan(
         plan=plan,
         alone_because=alone_because,
         space=space,
-        left_out=left_out,
+        left_out="; ".join(filter(None, (too_many, too_large))) or None,
         num_trials=count,
         packs=packs,
     )
@@ -63,42 +69,74 @@ def plan_trials(request: SearchRequest, hardware: Hardware) -> TrialPlan:
 def _plan(request: SearchRequest, hardware: Hardware) -> tuple[TrainingPlan, str | None]:
     plan = _planner(request, hardware)
     if (request.workers_per_trial or 1) > 1:
-        return plan(request.workers_per_trial, None), f"--workers-per-trial {request.workers_per_trial}"
+        return plan(request.workers_per_trial), f"--workers-per-trial {request.workers_per_trial}"
     try:
-        one = plan(1, None)
+        one = plan(1)
     except DoesNotFit:
         if hardware.num_gpus < 2 or request.workers_per_trial:
             raise
         one = None
     if one is None or (one.strategy == "deepspeed" and hardware.num_gpus > 1 and not request.workers_per_trial):
-        several = plan(None, None)
+        several = plan(None)
         return several, f"a trial needs {several.num_workers} GPUs ({several.strategy}, stage {several.zero_stage})"
     if one.method == "full":
         return one, "full fine-tuning changes the base itself"
     return one, f"the strategy is {one.strategy}" if one.strategy != "ddp" else None
 
 
-def _planner(request: SearchRequest, hardware: Hardware) -> Callable[[int | None, int | None], TrainingPlan]:
-    def plan(num_workers: int | None, r: int | None) -> TrainingPlan:
+def _planner(request: SearchRequest, hardware: Hardware) -> Callable[[int | None], TrainingPlan]:
+    longest = [n for n in (request.max_length, longest_of(request.changes)) if n is not None]
+
+    def plan(num_workers: int | None) -> TrainingPlan:
         return plan_training(
             find(request.model),
             hardware,
             method=request.method or "lora",
             precision=request.precision,
-            overrides=request.overrides if r is None else {**request.overrides, "r": r},
-            max_length=request.max_length,
+            overrides=request.overrides,
+            max_length=max(longest, default=None),
             num_workers=num_workers,
         )
 
     return plan
 
 
-def _fits_alone(request: SearchRequest, hardware: Hardware, num_workers: int, r: int) -> bool:
+def _replanned(request: SearchRequest, plan: TrainingPlan, changes: Mapping[str, int]) -> TrainingPlan | None:
+    """Return `plan` with `changes` and all else as it is; None where that does not fit."""
+    kept = {
+        BATCH: plan.micro_batch_size,
+        "gradient_accumulation_steps": plan.gradient_accumulation_steps,
+        "gradient_checkpointing": plan.gradient_checkpointing,
+        "strategy": plan.strategy,
+    }
+    asked = {field: value for field, value in request.overrides.items() if field != "effective_batch_size"}
     try:
-        _planner(request, hardware)(num_workers, r)
+        return plan_training(
+            plan.card,
+            plan.hardware,
+            method=plan.method,
+            precision=plan.precision,
+            overrides={**asked, **kept, **changes},
+            max_length=plan.max_length,
+            num_workers=plan.num_workers,
+        )
     except DoesNotFit:
-        return False
-    return True
+        return None
+
+
+def _fits_batch(request: SearchRequest, plan: TrainingPlan, size: int, *, is_packed: bool) -> bool:
+    larger = _replanned(request, plan, {BATCH: size})
+    if larger is None or not is_packed or larger.lora is None:
+        return larger is not None
+    return fits_packed(larger, larger.lora.r, request.num_workers)
+
+
+def _largest(request: SearchRequest, plan: TrainingPlan, space: Space) -> TrainingPlan:
+    """Return the plan of the trial with the largest micro batch, which is the one that has to fit."""
+    sizes = space.get(BATCH)
+    size = max(int(size) for size in sizes.values) if isinstance(sizes, Choice) else plan.micro_batch_size
+    larger = _replanned(request, plan, {BATCH: size}) if size > plan.micro_batch_size else None
+    return larger or plan
 
 
 def _max_r(space: Space, plan: TrainingPlan) -> int:
