@@ -43,6 +43,9 @@ def test_halving_by_four_expects_a_quarter_to_go_on() -> None:
     # 16 trials make 2 steps, 4 make 6 more, 1 makes the last 12
     assert expected_steps((2, 8, 20), num_trials=16, reduction_factor=4) == 32 + 24 + 12
     assert expected_steps((2, 8, 20), num_trials=1, reduction_factor=4) == 20
+    # and with one that goes to the end: 20 steps, 15 others make 2, 3 of them 6 more, 1 the last 12
+    assert expected_steps((2, 8, 20), num_trials=16, reduction_factor=4, num_kept=1) == 20 + 30 + 18 + 12
+    assert expected_steps((2, 8, 20), num_trials=1, reduction_factor=4, num_kept=1) == 20
     assert expected_steps((20,), num_trials=16, reduction_factor=None) == 320
 
 

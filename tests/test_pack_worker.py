@@ -1,5 +1,6 @@
 """Trials that share one base: each equals its run alone, whoever else comes, goes or diverges."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from train_jobs.job import AdapterJob, TrainJob
 from train_jobs.pack import PackSize
 from train_jobs.run_store import RunStore
 from train_jobs.tokens import Sample
-from tune_spaces.pack_worker import PackWorker
+from tune_spaces.pack_worker import PackWorker, TrialLeft
 from tune_spaces.shapes import Shape, job_of_shape
 from tune_spaces.trial import DIVERGED_LOSS, entry_of
 
@@ -139,6 +140,19 @@ def test_who_gives_a_slot_back_late_takes_it_from_nobody(card: ModelCard) -> Non
     worker.leave(before)
     assert worker.advance(after, 4).step == 4
     assert not worker.enter(entry_of("trial-2"), adapter(2))
+
+
+def test_who_waits_for_a_trial_that_moved_on_is_told_so(card: ModelCard) -> None:
+    worker = worker_of(card, num_slots=2)
+    before, after = entry_of("trial"), entry_of("trial")
+    assert worker.enter(before, adapter(1, steps=10_000))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(worker.advance, before, 10_000)
+        while worker.state(before).done == 0:
+            time.sleep(0.01)
+        assert worker.enter(after, adapter(1))
+        with pytest.raises(TrialLeft, match="has left this worker"):
+            waiting.result(timeout=60)
 
 
 def test_a_trial_that_diverges_ends_at_once_and_disturbs_nobody(card: ModelCard) -> None:

@@ -1,7 +1,7 @@
 """Shapes of trials: which there are in a space, and the batches they mean."""
 
 from tune_spaces.shapes import Shape, longest_of, shape_of, shapes_of
-from tune_spaces.values import Choice, Range
+from tune_spaces.values import Choice, Range, Space
 
 OWN = Shape(micro_batch_size=4, gradient_accumulation_steps=2, max_length=512)
 
@@ -13,7 +13,7 @@ def test_a_trial_has_the_plans_shape_but_for_what_it_names() -> None:
 
 
 def test_a_space_has_every_combination_once_and_the_plans_own_first() -> None:
-    space = {
+    space: Space = {
         "learning_rate": Range(low=1e-4, high=1e-3),
         "micro_batch_size": Choice(values=(2, 4)),
         "max_length": Choice(values=(256, 512)),

@@ -67,12 +67,15 @@ def least_step_s(plan: TrainingPlan, job: "TrainJob") -> float:
     return FLOP_PER_WEIGHT * plan.card.num_active_parameters() * tokens / flops
 
 
-def expected_steps(rungs: Sequence[int], *, num_trials: int, reduction_factor: int | None) -> int:
-    """Return the optimizer steps of all trials together: all to the end, or one in `reduction_factor` at each rung."""
+def expected_steps(rungs: Sequence[int], *, num_trials: int, reduction_factor: int | None, num_kept: int = 0) -> int:
+    """Return the optimizer steps of all trials together: all to the end, or one in `reduction_factor` at each rung.
+
+    `num_kept` of them go to the end whatever the others do: the trial of the plan's own values, to compare with.
+    """
     if reduction_factor is None:
         return num_trials * rungs[-1]
-    steps, before, left = 0, 0, num_trials
+    steps, before, left = num_kept * rungs[-1], 0, num_trials - num_kept
     for rung in rungs:
         steps += left * (rung - before)
-        before, left = rung, max(1, left // reduction_factor)
+        before, left = rung, max(min(left, 1), left // reduction_factor)
     return steps

@@ -35,6 +35,10 @@ GRACE_S = 0.5
 """How long a step waits for trials on which Ray Tune is deciding: full packs are worth it, a slow driver is not."""
 
 
+class TrialLeft(RuntimeError):
+    """Steps were wanted for a trial that left meanwhile."""
+
+
 class PackWorker:
     """One thread owns the pack; calls from trials hand it work and wait. Run it with a concurrency of 2 K + 2.
 
@@ -245,6 +249,8 @@ class PackWorker:
         if trial := self._trials.pop(trial_id, None):
             self._arrived = deque(entry for entry in self._arrived if entry[0] is not trial)
             self._pack.leave(trial.slot)
+            if trial.waiting is not None:  # else it would wait for ever, and with it whoever wants its process next
+                trial.waiting.set_exception(TrialLeft(f"Trial {trial_id} has left this worker."))
 
     def _ask(self, trial_id: str, until: int, waiting: "Future[TrialReport]") -> None:
         trial = self._trials[trial_id]

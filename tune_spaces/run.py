@@ -153,6 +153,7 @@ def outline_of(request: SearchRequest, trials: TrialPlan, job: TrainJob, *, name
         num_trials=trials.num_trials,
         rungs=rungs_of(request, job),
         reduction_factor=REDUCTION_FACTOR if request.scheduler == "asha" else None,
+        num_kept=1 if request.baseline else 0,
         packs=trials.packs,
         budget=budget_of(request, trials.plan),
         hours_of="GPU" if trials.plan.hardware.gpu else "worker",

@@ -33,6 +33,8 @@ class Outline:
     rungs: tuple[int, ...]
     reduction_factor: int | None
     """One in so many trials goes on at each rung; None where that is not how trials are stopped."""
+    num_kept: int = 0
+    """Trials that the scheduler may not stop: that of the plan's own values."""
     packs: PackPlan
     budget: Budget
     hours_of: str
@@ -164,7 +166,12 @@ class Watch(tune.Callback):  # type: ignore[misc] # Ray's hook
 
     def _predict(self, slot_step_s: float) -> None:
         outline, packs = self._outline, self._outline.packs
-        steps = expected_steps(outline.rungs, num_trials=outline.num_trials, reduction_factor=outline.reduction_factor)
+        steps = expected_steps(
+            outline.rungs,
+            num_trials=outline.num_trials,
+            reduction_factor=outline.reduction_factor,
+            num_kept=outline.num_kept,
+        )
         self._predicted_s = self.spent_s + steps * slot_step_s / packs.num_workers
         limit_s = outline.budget.limit_s(packs.num_workers)
         hours = self._predicted_s * packs.num_workers / 3600
