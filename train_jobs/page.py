@@ -24,6 +24,10 @@ dl { margin: 0 } dt { color: #666; font-size: 14px } dd { margin: 0 0 .4rem; ove
 .cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1rem 0 }
 .cards div { background: #f6f6f8; padding: .5rem 1rem; border-radius: 6px }
 .cards span { display: block; font-size: 13px; color: #666 } .cards b { font-size: 1.25rem }
+section { break-inside: avoid }
+@media (max-width: 40rem) { .wide svg { width: 36rem; max-width: none } body { margin: 1rem auto } }
+@media print { body { max-width: none; margin: 0; font-size: 12px } .wide { overflow: visible }
+  table, .wide table { font-size: 9px } td, th { padding: .15rem .4rem } }
 pre { background: #f6f6f8; padding: .7rem 1rem; border-radius: 6px; overflow-x: auto; font-size: 14px }
 """
 

@@ -90,6 +90,7 @@ def register_best(
         loss_before=judgement.base.loss,
         loss=judgement.best.loss,
         baseline_loss=judgement.baseline_loss,
+        config=best.config,
     )
     return version
 

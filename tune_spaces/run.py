@@ -32,7 +32,7 @@ from tune_spaces.methods import REDUCTION_FACTOR
 from tune_spaces.pack_worker import PackWorker
 from tune_spaces.points import first_guess
 from tune_spaces.registration import judge, register_best
-from tune_spaces.report import Summary, write_report
+from tune_spaces.report import Summary, places, write_report
 from tune_spaces.shapes import SHAPE_FIELDS, Shape, job_of_shape, shape_of_plan, shapes_of
 from tune_spaces.shared import Launch, Shared
 from tune_spaces.store import REPORT_PAGE, new_search, notes, predicted_s, searches_folder
@@ -114,18 +114,21 @@ def _search(request: SearchRequest, trials: TrialPlan, data: Data, shared: Share
     guess = first_guess(trials.space, default_values(shared.default, shared.shape))
     grid = tuner(request, trials.space, shared, outline, first_guess=guess).fit()
     best = best_of(list(grid), request, errors=grid.errors)
-    judgement = judge(shared, best, baseline_of(grid, guess))
+    baseline = baseline_of(grid, guess)
+    judgement = judge(shared, best, baseline)
     version = register_best(request, trials.plan, data, shared, best, judgement)
     summary = Summary(
         name=outline.name,
         request=request,
         results=tuple(grid),
         best=best,
+        baseline=baseline,
         judgement=judgement,
         version=version.served_name,
         spent_s=outline.spent_before_s + time.monotonic() - begin_s,
         predicted_s=predicted_s(outline.folder),
         packs=outline.packs,
+        is_packed=shared.launch is None,
     )
     page = outline.folder / REPORT_PAGE
     write_report(summary, page)
@@ -163,13 +166,12 @@ def outline_of(request: SearchRequest, trials: TrialPlan, job: TrainJob, *, name
 
 def _announce(outline: Outline) -> None:
     packs = outline.packs
-    shared = f"{packs.num_slots} on each of {packs.num_workers} bases"
-    places = shared if outline.first_worker else f"{packs.num_workers} at a time"
+    where = places(packs, is_packed=outline.first_worker is not None)
     budget = f", at most {outline.budget}" if str(outline.budget) else ""
     begun = f" It goes on after {in_words(outline.spent_before_s)}." if outline.reports else ""
     announce(
         "search",
-        f"search {outline.name}: {outline.num_trials} trials of {outline.num_steps} steps{budget}, {places}."
+        f"search {outline.name}: {outline.num_trials} trials of {outline.num_steps} steps{budget}, {where}."
         f"{begun} After a crash go on with --resume {outline.name}",
         search=outline.name,
         objective=outline.objective,
