@@ -1,12 +1,10 @@
-"""The Serve application: catalog -> plan -> `LLMConfig` -> ingress. Import path: `serve_apps.app:build`."""
+"""The Serve application: catalog -> plan -> deployments -> ingress. Import path: `serve_apps.app:build`."""
 
 from typing import Any
 
 from ray import serve
 from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray.serve import Application
-from ray.serve.llm import LLMConfig, build_llm_deployment
-from ray.serve.llm.ingress import make_fastapi_ingress
 
 from cluster.catalog import find
 from cluster.errors import UserError
@@ -16,10 +14,8 @@ from cluster.plan import ServingPlan, plan_serving
 from serve_apps.args import ModelArgs, ServeArgs
 from serve_apps.door import Address
 from serve_apps.facts import ModelFacts, facts_of
-from serve_apps.http_app import make_app
-from serve_apps.ingress import ENDPOINTS, Ingress
-from serve_apps.llm_configs import llm_config_of
 from serve_apps.log import LOGGING_CONFIG
+from serve_apps.replicas import IngressReplica, model_deployment
 from serve_apps.scaling import DRAIN_TIMEOUT_S, RETRY_AFTER_S
 
 MAX_CONNECTIONS = 1000
@@ -41,9 +37,12 @@ def build(args: ServeArgs) -> Application:
     """
     wishes = [ModelArgs(model=model) if isinstance(model, str) else model for model in args.models]
     plans = [(plan_of(wish, hardware_of(wish, args)), wish) for wish in wishes]
-    configs = [llm_config_of(plan, wish) for plan, wish in plans]
+    names = [plan.card.name for plan, _ in plans]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DuplicateModels(f"Asked for twice: {', '.join(twice)}.")
+    deployments = {plan.card.name: model_deployment(plan, wish) for plan, wish in plans}
     facts = {plan.card.name: facts_of(plan, wish) for plan, wish in plans}
-    return application(configs, facts, Address(host=args.host, port=args.port) if args.port else None)
+    return application(deployments, facts, Address(host=args.host, port=args.port) if args.port else None)
 
 
 def hardware_of(wish: ModelArgs, args: ServeArgs) -> Hardware:
@@ -61,18 +60,12 @@ def plan_of(wish: ModelArgs, hardware: Hardware) -> ServingPlan:
     return plan
 
 
-def application(configs: list[LLMConfig], facts: dict[str, ModelFacts], address: Address | None = None) -> Application:
-    """Return the ingress over one deployment per config; `facts` by model name, `address` where it listens itself."""
-    by_name = {config.model_id: config for config in configs}
-    if len(by_name) < len(configs):
-        names = [config.model_id for config in configs]
-        raise DuplicateModels(f"Asked for twice: {', '.join(sorted({n for n in names if names.count(n) > 1}))}.")
-    app = make_app()
-    app.state.facts = facts
-    app.state.address = address
-    return serve.deployment(make_fastapi_ingress(Ingress, endpoint_map=ENDPOINTS, app=app), **_options()).bind(
-        llm_deployments={name: build_llm_deployment(config) for name, config in by_name.items()},
-        facts=facts,
+def application(
+    deployments: dict[str, Application], facts: dict[str, ModelFacts], address: Address | None = None
+) -> Application:
+    """Return the ingress over `deployments`; both by model name, `address` where it listens itself."""
+    return serve.deployment(IngressReplica, name="Ingress", **_options()).bind(
+        llm_deployments=deployments, facts=facts, address=address
     )
 
 

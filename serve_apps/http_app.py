@@ -14,7 +14,10 @@ from vllm.exceptions import VLLMClientError
 from serve_apps import adapter_routes
 from serve_apps.audit import audit
 from serve_apps.call import CallMiddleware, call_of
+from serve_apps.door import Address
+from serve_apps.facts import ModelFacts
 from serve_apps.gate import Gate
+from serve_apps.ingress import ENDPOINTS, Ingress
 from serve_apps.listener import listening
 from serve_apps.metrics import count
 from serve_apps.refusals import Refusal
@@ -48,6 +51,16 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 """In the OpenAPI document, in place of FastAPI's own shape."""
 KEY = HTTPBearer(auto_error=False, description="An API key. The gate asks for it; this only documents it.")
+
+
+def serving_app(ingress: Ingress, facts: dict[str, ModelFacts], address: Address | None) -> FastAPI:
+    """Return the application whose routes are the methods of `ingress`; at `address` it listens itself."""
+    app = make_app()
+    app.state.facts = facts
+    app.state.address = address
+    for method, route in ENDPOINTS.items():
+        route(app)(getattr(ingress, method))  # type: ignore[no-untyped-call]
+    return app
 
 
 def make_app() -> FastAPI:

@@ -1,7 +1,5 @@
 """From a serving plan to Ray Serve LLM's description of a deployment."""
 
-from typing import Any
-
 from ray.serve.llm import LLMConfig
 
 from cluster.models.base import source_of
@@ -9,6 +7,7 @@ from cluster.plan import ServingPlan
 from serve_apps import vllm_args
 from serve_apps.args import ModelArgs
 from serve_apps.log import LOGGING_CONFIG
+from serve_apps.replicas import transformers_options
 from serve_apps.scaling import deployment_options
 from serve_apps.server import TransformersServer
 
@@ -24,8 +23,7 @@ def _transformers(plan: ServingPlan, wish: ModelArgs) -> LLMConfig:
         # Ray reads max_model_len for /v1/models; the rest of the plan goes to our server as it is.
         engine_kwargs={"max_model_len": plan.max_model_len, "plan": plan},
         server_cls=TransformersServer,
-        deployment_config=_deployment(plan, wish)
-        | {"ray_actor_options": {"num_cpus": 1, "num_gpus": plan.num_gpus} | _placement(plan)},
+        deployment_config=transformers_options(plan, wish),
     )
 
 
@@ -38,14 +36,6 @@ def _vllm(plan: ServingPlan, wish: ModelArgs) -> LLMConfig:
         server_cls=VllmServer,
         # Ray checks engine_kwargs against vLLM's own arguments; here it lets the plan pass.
         experimental_configs={"plan": plan},
-        deployment_config=_deployment(plan, wish),
+        deployment_config=deployment_options(plan, wish) | {"logging_config": LOGGING_CONFIG},
         **vllm_args.placement(plan),
     )
-
-
-def _deployment(plan: ServingPlan, wish: ModelArgs) -> dict[str, Any]:
-    return deployment_options(plan, wish) | {"logging_config": LOGGING_CONFIG}
-
-
-def _placement(plan: ServingPlan) -> dict[str, Any]:
-    return {"accelerator_type": plan.hardware.gpu.name} if plan.hardware.gpu and plan.num_gpus else {}

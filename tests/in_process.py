@@ -17,8 +17,8 @@ from serve_apps.adapters import AdapterSlots, BankLoader
 from serve_apps.embeddings import Embedder
 from serve_apps.engine import Engine
 from serve_apps.facts import ModelFacts
-from serve_apps.http_app import make_app
-from serve_apps.ingress import ENDPOINTS, Ingress
+from serve_apps.http_app import serving_app
+from serve_apps.ingress import Ingress
 from serve_apps.requests import ModelLimits
 from serve_apps.runtime import Runtime
 from serve_apps.sampling import Sampling
@@ -93,10 +93,7 @@ def application(card: ModelCard, *, max_loras: int = 2) -> Iterator[InProcess]:
     config = LLMConfig(model_loading_config={"model_id": card.name}, server_cls=TransformersServer)
     facts = {card.name: _facts(card, max_loras)}
     ingress = Ingress({card.name: Handle(server=TransformersServer(config, runtime))}, facts)
-    app = make_app()
-    app.state.facts = facts
-    for method, route in ENDPOINTS.items():
-        route(app)(getattr(ingress, method))  # type: ignore[no-untyped-call]
+    app = serving_app(ingress, facts, None)
     engine.start()
     try:
         yield InProcess(app=app, engine=engine, adapters=runtime.adapters)

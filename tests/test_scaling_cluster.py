@@ -18,7 +18,7 @@ import ray
 from fake_engine import FakeServer
 from ray import cloudpickle, serve
 from ray.cluster_utils import Cluster
-from ray.serve.llm import LLMConfig
+from ray.serve.llm import LLMConfig, build_llm_deployment
 from ray.util.placement_group import placement_group_table
 
 from cluster.catalog import find
@@ -107,8 +107,9 @@ def served(monkeypatch_module: pytest.MonkeyPatch) -> Iterator[Served]:
         ray.init(address=cluster.address, log_to_driver=False)
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         configs = [config_of(*model) for model in models()]
+        deployments = {config.model_id: build_llm_deployment(config) for config in configs}
         facts = {plan.card.name: facts_of(plan, wish) for plan, wish, _ in models()}
-        serve.run(application(configs, facts), name="kajiya")
+        serve.run(application(deployments, facts), name="kajiya")
         kinds = {
             kind.partition(":")[2]: node["NodeID"]
             for node in ray.nodes()
