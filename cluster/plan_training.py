@@ -52,7 +52,7 @@ class TrainingPlan:
     memory: MemoryTable
     """Of one GPU, or of the RAM with all workers in it."""
     host_memory: MemoryTable | None
-    """What is offloaded to the RAM of the node; None where nothing is."""
+    """What is offloaded to the RAM of the node, or loaded there first by FSDP; None where nothing is."""
     decisions: tuple[Decision, ...]
     warnings: tuple[str, ...]
 
