@@ -104,8 +104,8 @@ def test_clipping_looks_at_one_adapter_at_a_time() -> None:
     parameters = [nn.Parameter(torch.zeros(2, 1, 2)), nn.Parameter(torch.zeros(2, 3))]
     parameters[0].grad = torch.tensor([[[3.0, 0.0]], [[0.3, 0.0]]])
     parameters[1].grad = torch.tensor([[0.0, 4.0, 0.0], [0.0, 0.4, 0.0]])
-    norms = clip_by_adapter(parameters, [1.0, 1.0])
-    assert norms.tolist() == pytest.approx([5.0, 0.5])
+    norms = clip_by_adapter(PackedAdamW(parameters, num_slots=2).param_groups, [1.0, 1.0], [0, 1])
+    assert norms == pytest.approx([5.0, 0.5])
     # a fifth of the first; the second is within its bound
     assert parameters[0].grad[:, 0, 0].tolist() == pytest.approx([0.6, 0.3], abs=1e-5)
     assert parameters[1].grad[:, 1].tolist() == pytest.approx([0.8, 0.4], abs=1e-5)

@@ -1,15 +1,20 @@
 """AdamW for weights that hold many adapters, each with its own learning rate, decay, clipping and step count.
 
-K = adapters; every parameter is `[K, ...]`.
+K = adapters, r = an adapter's own rank; every parameter is `[K, ...]`, of an adapter bank `[K, R, d]`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
-from train_jobs.fsdp import part
+from cluster.models.lazy_memory import lazy_zeros
+from train_jobs.fsdp import part as local_part
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""By the names that torch's own AdamW has for them."""
 
 
 class PackedAdamW(torch.optim.Optimizer):
@@ -21,7 +26,9 @@ class PackedAdamW(torch.optim.Optimizer):
     DeepSpeed's flattened shards pass too. Of weights in 16 bit an fp32 copy is kept, since most
     updates are smaller than what 16 bits can tell apart.
 
-    A group of parameters may be given as a dict with `is_lora_b`, for who sets the rates.
+    A group of parameters may be given as a dict with `is_lora_b`, for who sets the rates, and `ranks`, a list per
+    parameter of each adapter's rank: what lies beyond is neither read nor written. With `keeps_grads`, gradients are
+    set to zero where adapters were active, and stay where they are.
     """
 
     def __init__(
@@ -38,6 +45,8 @@ class PackedAdamW(torch.optim.Optimizer):
             "num_steps": [1] * num_slots,
             "active": [True] * num_slots,
             "is_lora_b": False,
+            "ranks": None,
+            "keeps_grads": False,
             "betas": betas,
             "eps": eps,
         }
@@ -49,76 +58,117 @@ class PackedAdamW(torch.optim.Optimizer):
         if closure is not None:
             raise NotImplementedError("PackedAdamW takes no closure")
         for group in self.param_groups:
-            coefficients = _coefficients(group)
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, coefficients, group["active"], betas=group["betas"], eps=group["eps"])
+            for slot in _active(group):
+                self._update(group, slot)
 
-    def _update(
-        self,
-        parameter: nn.Parameter,
-        coefficients: torch.Tensor,
-        active: Sequence[bool],
-        *,
-        betas: tuple[float, float],
-        eps: float,
-    ) -> None:
-        assert parameter.grad is not None
-        state = self.state[parameter]
+    def _update(self, group: dict[str, Any], slot: int) -> None:
+        weights, exact, grads, first, second = [], [], [], [], []
+        for parameter, part in _parts(group, slot):
+            if parameter.grad is None:
+                continue
+            state = self._state_of(parameter)
+            weights.append(part(parameter.data))
+            exact.append(part(state.get("fp32", parameter.data)))
+            grads.append(part(parameter.grad).float())
+            first.append(part(state["exp_avg"]))
+            second.append(part(state["exp_avg_sq"]))
+        if not weights:
+            return
+        step = torch.tensor(float(group["num_steps"][slot]), device=weights[0].device)
+        torch._fused_adamw_(  # what `torch.optim.AdamW(fused=True)` calls: one pass over memory
+            exact,
+            grads,
+            first,
+            second,
+            [],
+            [step] * len(exact),
+            lr=group["lr"][slot],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"][slot],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
+        for weight, value in zip(weights, exact, strict=True):
+            if weight.dtype != value.dtype:
+                weight.copy_(value)
+
+    def _state_of(self, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
+        state: dict[str, torch.Tensor] = self.state[parameter]
         if not state:
-            state["exp_avg"] = torch.zeros_like(parameter, dtype=torch.float32)
-            state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=torch.float32)
+            for name in MOMENTS:
+                state[name] = _zeros_like(parameter)
             if parameter.dtype != torch.float32:
-                state["fp32"] = parameter.float()
-        # Under FSDP, each worker updates its part.
-        grad, weights = part(parameter.grad).float(), part(parameter)
-        exact = part(state["fp32"]) if "fp32" in state else weights
-        averages, squares = part(state["exp_avg"]), part(state["exp_avg_sq"])
-        new = 1 - betas[0], 1 - betas[1]
-        if all(active):
-            exp_avg = averages.lerp_(grad, new[0])
-            exp_avg_sq = squares.mul_(betas[1]).addcmul_(grad, grad, value=new[1])
-        else:  # the moments of a resting adapter must not fade: it may go on
-            on = torch.tensor(active).to(exact).view(-1, *[1] * (exact.dim() - 1))
-            exp_avg = averages.lerp_(grad, on * new[0])
-            exp_avg_sq = squares.lerp_(grad.square(), on * new[1])
-        shape = (3, -1, *[1] * (exact.dim() - 1))
-        step_size, root_correction, decay = coefficients.to(exact).view(shape)
-        denominator = exp_avg_sq.sqrt().div_(root_correction).add_(eps)
-        exact.mul_(decay).sub_(denominator.reciprocal_().mul_(exp_avg).mul_(step_size))
-        if exact is not weights:
-            weights.copy_(exact)
+                state["fp32"] = parameter.detach().float()
+        return state
 
+    def slot_moments(self, slot: int, name: str) -> dict[nn.Parameter, torch.Tensor]:
+        """Return moment `name` of adapter `slot` by parameter, for reading and writing."""
+        return {
+            parameter: part(self._state_of(parameter)[name])
+            for group in self.param_groups
+            for parameter, part in _parts(group, slot)
+        }
+
+    @torch.no_grad()
     def reset_slot(self, k: int) -> None:
         """Forget what adapter `k` has learned about its gradients, for a new one in its place."""
-        for state in self.state.values():
-            state["exp_avg"][k].zero_()
-            state["exp_avg_sq"][k].zero_()
+        for group in self.param_groups:
+            for parameter, part in _parts(group, k):
+                moments = [self.state[parameter][name] for name in MOMENTS if name in self.state[parameter]]
+                for tensor in [*moments, *([] if parameter.grad is None else [parameter.grad])]:
+                    part(tensor).zero_()
+
+    @torch.no_grad()
+    def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 (torch's)
+        """Forget the gradients of all adapters, or where their place is kept, of those that were active."""
+        if not any(group["keeps_grads"] for group in self.param_groups):
+            super().zero_grad(set_to_none)
+            return
+        for group in self.param_groups:
+            for slot in _active(group):
+                torch._foreach_zero_([part(p.grad) for p, part in _parts(group, slot) if p.grad is not None])
 
 
-def _coefficients(group: dict[str, Any]) -> torch.Tensor:
-    """Return step size, root of the second bias correction, and decay factor of each adapter, [3, K]."""
-    beta1, beta2 = group["betas"]
-    columns = []
-    for lr, decay, step, on in zip(
-        group["lr"], group["weight_decay"], group["num_steps"], group["active"], strict=True
-    ):
-        if on:
-            columns.append((lr / (1 - beta1**step), (1 - beta2**step) ** 0.5, 1 - lr * decay))
+def _zeros_like(parameter: nn.Parameter) -> torch.Tensor:
+    if isinstance(parameter.data, DTensor):
+        return torch.zeros_like(parameter, dtype=torch.float32)
+    return lazy_zeros(tuple(parameter.shape), dtype=torch.float32, device=parameter.device)
+
+
+def _active(group: dict[str, Any]) -> list[int]:
+    return [slot for slot, is_active in enumerate(group["active"]) if is_active]
+
+
+def _parts(group: dict[str, Any], slot: int) -> Iterator[tuple[nn.Parameter, Callable[[torch.Tensor], torch.Tensor]]]:
+    """Yield each parameter of `group`, and what takes the part of adapter `slot` from a tensor of its shape."""
+    num_slots = len(group["active"])
+    for number, parameter in enumerate(group["params"]):
+        if group["ranks"] is not None:
+            r = group["ranks"][number][slot]
+            if r:
+                yield parameter, lambda tensor, r=r: tensor[slot, :r]  # type: ignore[misc]
+        elif num_slots == 1:
+            yield parameter, local_part  # under FSDP, each worker updates its part
         else:
-            columns.append((0.0, 1.0, 1.0))
-    return torch.tensor(columns, dtype=torch.float64).T.contiguous()
+            yield parameter, lambda tensor: tensor[slot]
 
 
 @torch.no_grad()
-def clip_by_adapter(parameters: Iterable[nn.Parameter], max_norms: Sequence[float]) -> torch.Tensor:
-    """Scale each adapter's gradient down to its own `max_norms` [K] and return the norms [K] before.
+def clip_by_adapter(
+    groups: Sequence[dict[str, Any]], max_norms: Sequence[float], slots: Sequence[int]
+) -> tuple[float, ...]:
+    """Scale the gradient of each adapter of `slots` down to its own of `max_norms` [K]; return the norms before.
 
-    As `torch.nn.utils.clip_grad_norm_` does it, for each k by itself.
+    As `torch.nn.utils.clip_grad_norm_` does it, for each adapter by itself. `groups` are those of the optimizer.
     """
-    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norms = torch.stack([grad.flatten(1).square().sum(1) for grad in grads]).sum(0).sqrt()
-    scale = (torch.tensor(max_norms).to(norms) / (norms + 1e-6)).clamp(max=1.0)
-    for grad in grads:
-        grad.mul_(scale.view(-1, *[1] * (grad.dim() - 1)))
-    return norms
+    norms = []
+    for slot in slots:
+        parts = [(p.grad, part) for group in groups for p, part in _parts(group, slot)]
+        grads = [part(grad) for grad, part in parts if grad is not None]
+        norm = float(torch.stack(torch._foreach_norm(grads)).norm())
+        norms.append(norm)
+        if (scale := max_norms[slot] / (norm + 1e-6)) < 1:
+            torch._foreach_mul_(grads, scale)
+    return tuple(norms)

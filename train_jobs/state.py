@@ -12,10 +12,8 @@ from torch import nn
 
 from train_jobs.fsdp import like, part, whole
 from train_jobs.pack import Pack
+from train_jobs.packed_adamw import MOMENTS
 from train_jobs.strategy import is_zero3
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""Of `PackedAdamW`, by the names that torch's own AdamW has for them."""
 
 
 def read_state(pack: Pack) -> dict[str, Any]:

@@ -107,8 +107,7 @@ def _clip(pack: Pack, active: Sequence[int]) -> tuple[float, ...]:
         return (float(whole(norm)),)
     pack.accelerator.unscale_gradients()
     max_norms = [pack.runs[k].job.max_grad_norm if k in pack.runs else 1.0 for k in range(pack.bank.num_slots)]
-    norms = clip_by_adapter(pack.bank.parameters(), max_norms)
-    return tuple(norms[list(active)].tolist())
+    return clip_by_adapter(pack.optimizer.param_groups, max_norms, active)
 
 
 def _micro_batch(

@@ -88,6 +88,11 @@ def prepare(job: TrainJob, accelerator: Accelerator, loss: PackLoss, bank: Adapt
         module = nn.DataParallel(module)
     if is_zero3(accelerator):  # a forward pass finds whole parameters only now
         loss.check_head()
+    if isinstance(bank, AdapterBank) and accelerator.distributed_type == DistributedType.NO:
+        bank.place_grads()
+        for group, of_bank in zip(adamw.param_groups, bank.groups(), strict=True):
+            # accelerate copies groups; ranks have to be those of the adapters that will come and go.
+            group |= {"keeps_grads": True, "ranks": of_bank["ranks"]}
     return Prepared(module=module, adamw=adamw, optimizer=optimizer)
 
 

@@ -82,9 +82,10 @@ class AdapterBank:
     def groups(self) -> list[dict[str, Any]]:
         """Return the trainable weights in groups for an optimizer: A, then B, whose rate LoRA+ multiplies."""
         layers = self.layers.values()
+        ranks = [layer.ranks for layer in layers]  # they change when adapters do
         return [
-            {"params": [layer.lora_A for layer in layers]},
-            {"params": [layer.lora_B for layer in layers], "is_lora_b": True},
+            {"params": [layer.lora_A for layer in layers], "ranks": ranks},
+            {"params": [layer.lora_B for layer in layers], "ranks": ranks, "is_lora_b": True},
         ]
 
     def init_slot(self, k: int, spec: AdapterSpec, *, seed: int) -> None:
@@ -102,6 +103,7 @@ class AdapterBank:
             start = torch.empty(spec.r, layer.lora_A.shape[2])
             nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
             layer.lora_A.data[k, : spec.r] = start.to(layer.lora_A)
+            layer.ranks[k] = spec.r
         self._specs[k] = spec
 
     def load_slot(self, k: int, folder: Path) -> AdapterSpec:
@@ -131,6 +133,7 @@ class AdapterBank:
         for name, layer in layers.items():
             layer.lora_A.data[k, : spec.r] = weights[f"{name}.lora_A.weight"].to(layer.lora_A)
             layer.lora_B.data[k, : spec.r] = weights[f"{name}.lora_B.weight"].T.to(layer.lora_B)
+            layer.ranks[k] = spec.r
         self._specs[k] = spec
         return spec
 
@@ -157,8 +160,23 @@ class AdapterBank:
         """Empty slot `k`; the optimizer's state of the slot is not ours to forget."""
         self._specs[k] = None
         self._routing.versions[k] += 1
-        for parameter in self.parameters():
-            parameter.data[k].zero_()
+        for layer in self.layers.values():
+            for parameter in (layer.lora_A, layer.lora_B):
+                parameter.data[k, : layer.ranks[k]].zero_()
+            layer.ranks[k] = 0
+
+    def place_grads(self) -> None:
+        """Give the weights gradients that stay; whoever uses them sets those of each slot to zero again.
+
+        For one process: what exchanges gradients waits for autograd to add them.
+        """
+        for layer in self.layers.values():
+            layer.place_grads()
+
+    def slot_weights(self, k: int) -> list[torch.Tensor]:
+        """Return what slot `k` holds of each of `parameters` that it has a part of, [r, d], for reading and writing."""
+        ranks = [layer.ranks[k] for layer in self.layers.values() for _ in range(2)]
+        return [p.data[k, :r] for p, r in zip(self.parameters(), ranks, strict=True) if r]
 
     @contextmanager
     def rows(

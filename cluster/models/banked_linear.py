@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from cluster.models.lazy_memory import lazy_zeros
 from cluster.models.lora_linear import LoraLinear, LoraUpdate
 from cluster.models.routing import Routing, Rows, Tokens
 
@@ -15,8 +16,7 @@ from cluster.models.routing import Routing, Rows, Tokens
 class BankedLinear(nn.Module):
     """`base_layer` plus, for each row or token, the update of the adapter that the routing names.
 
-    Ranks above an adapter's own are zero in A and in B. Then the gradient of both is zero too, and so is what Adam
-    and weight decay make of it: padding needs no mask.
+    Ranks above an adapter's own are zero in A and in B, and nothing looks at them in training.
     """
 
     def __init__(
@@ -28,9 +28,12 @@ class BankedLinear(nn.Module):
         self.base_layer = base_layer
         self.routing = routing
         self.index = index
-        self.lora_A = nn.Parameter(torch.zeros(num_slots, max_r, d_in, device=device, dtype=dtype))  # [K, R, d_in]
+        self.ranks = [0] * num_slots
+        """Of each slot's adapter in this layer; products and updates go that far."""
+        self.lora_A = nn.Parameter(lazy_zeros((num_slots, max_r, d_in), dtype=dtype, device=device))  # [K, R, d_in]
         # Transposed against PEFT, so that the ranks of several adapters lie side by side without a copy.
-        self.lora_B = nn.Parameter(torch.zeros(num_slots, max_r, d_out, device=device, dtype=dtype))  # [K, R, d_out]
+        self.lora_B = nn.Parameter(lazy_zeros((num_slots, max_r, d_out), dtype=dtype, device=device))  # [K, R, d_out]
+        self._grads: tuple[torch.Tensor, torch.Tensor] | None = None
         self._packed: tuple[torch.Tensor, torch.Tensor] | None = None
         self._packed_key: tuple[tuple[int, int], ...] = ()
 
@@ -47,6 +50,15 @@ class BankedLinear(nn.Module):
                 result: torch.Tensor = self.base_layer(x)
                 return result
 
+    def place_grads(self) -> None:
+        """Give the weights gradients that stay, to which a backward pass adds those of the adapters in it alone."""
+        for parameter in (self.lora_A, self.lora_B):
+            shape = tuple(parameter.shape)
+            parameter.grad = lazy_zeros(shape, dtype=parameter.dtype, device=parameter.device)
+        assert self.lora_A.grad is not None
+        assert self.lora_B.grad is not None
+        self._grads = self.lora_A.grad, self.lora_B.grad
+
     def forward_gated(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         """Return what `forward` gives for silu(`gate`) * `up`, which is computed anew in backward where that can be."""
         rows = self.routing.current
@@ -57,7 +69,7 @@ class BankedLinear(nn.Module):
     def _through_rows(self, x: torch.Tensor, rows: Rows, up: torch.Tensor | None = None) -> torch.Tensor:
         flat = x.reshape(-1, x.shape[-1])  # [N, d_in]
         flat_up = None if up is None else up.reshape(flat.shape)
-        blocks = rows.blocks(x.shape)
+        blocks = rows.blocks(x.shape, self.ranks, self._grads)
         mask = dropout_mask(flat, rows, self.index) if rows.dropout else None
         layer = self.base_layer
         if self._is_plain(x):

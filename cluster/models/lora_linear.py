@@ -1,6 +1,7 @@
 """The LoRA updates of a pack of adapters, added to a frozen linear layer's output as one autograd function.
 
-N = tokens of the pass, K = slots of the bank, R = largest rank, d = inputs, o = outputs.
+N = tokens of the pass, K = slots of the bank, R = largest rank, d = inputs, o = outputs, H = sum over the adapters of
+the pass of tokens times rank.
 """
 
 from collections.abc import Iterator
@@ -23,9 +24,28 @@ class Blocks:
     """Tokens of each block; they add up to N."""
     scaling: tuple[float, ...]
     """Of each block's adapter, over the share of its inputs that dropout keeps."""
+    ranks: tuple[int, ...]
+    """Of each block's adapter in the layer; 0 where it has none."""
+    grads: tuple[torch.Tensor, torch.Tensor] | None = None
+    """Where the gradients of A and B are added; None: autograd adds them."""
 
-    def __iter__(self) -> Iterator[tuple[int, float]]:
-        return iter(zip(self.slots, self.scaling, strict=True))
+    def __iter__(self) -> Iterator[tuple[int, int, float]]:
+        return iter(zip(self.slots, self.ranks, self.scaling, strict=True))
+
+    def split(self, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return each block's rows of `tensor` [N, ..]."""
+        parts: tuple[torch.Tensor, ...] = tensor.split_with_sizes(self.sizes)
+        return parts
+
+    def split_hidden(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return each block's part of `hidden` [H], as [its tokens, its rank]."""
+        shapes = list(zip(self.sizes, self.ranks, strict=True))
+        parts = hidden.split_with_sizes([size * rank for size, rank in shapes])
+        return tuple(part.view(shape) for part, shape in zip(parts, shapes, strict=True))
+
+    def new_hidden(self, like: torch.Tensor) -> torch.Tensor:
+        """Return room [H] for what lies between A and B."""
+        return like.new_empty(sum(size * rank for size, rank in zip(self.sizes, self.ranks, strict=True)))
 
 
 class LoraLinear(torch.autograd.Function):
@@ -108,10 +128,10 @@ class LoraUpdate(torch.autograd.Function):
 def add_updates(
     result: torch.Tensor, x: torch.Tensor, lora_a: torch.Tensor, lora_b: torch.Tensor, blocks: Blocks
 ) -> torch.Tensor:
-    """Add each block's `scaling * x A^T B` to `result` in place; return `scaling * x A^T`, [N, R]."""
-    hidden = x.new_empty(len(x), lora_a.shape[1])
-    for (slot, scaling), rows, out in zip(blocks, _split(x, blocks), _split(hidden, blocks), strict=True):
-        torch.mm(rows, lora_a[slot].T, out=out).mul_(scaling)
+    """Add each block's `scaling * x A^T B` to `result` in place; return `scaling * x A^T`, [H]."""
+    hidden = blocks.new_hidden(x)
+    for (slot, r, scaling), rows, out in zip(blocks, blocks.split(x), blocks.split_hidden(hidden), strict=True):
+        torch.mm(rows, lora_a[slot, :r].T, out=out).mul_(scaling)
     _add_products(result, hidden, lora_b, blocks)
     return hidden
 
@@ -119,27 +139,32 @@ def add_updates(
 def update_grads(
     grad: torch.Tensor,  # [N, o]
     x: torch.Tensor,  # [N, d]
-    hidden: torch.Tensor,  # [N, R], as `add_updates` returned it
+    hidden: torch.Tensor,  # [H], as `add_updates` returned it
     lora_a: torch.Tensor,
     lora_b: torch.Tensor,
     blocks: Blocks,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the gradients of x A^T [N, R], of A and of B; those of adapters that are not in the pass are 0."""
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Return the gradients of x A^T [H], of A and of B; those of adapters that are not in the pass are 0.
+
+    Where they have a place of their own they are added there, and None is returned: most of a large bank is not in
+    the pass.
+    """
     grad_hidden = torch.empty_like(hidden)
-    grad_a, grad_b = torch.zeros_like(lora_a), torch.zeros_like(lora_b)
-    parts = zip(*(_split(tensor, blocks) for tensor in (grad, x, hidden, grad_hidden)), strict=True)
-    for (slot, scaling), (grad_k, x_k, hidden_k, out) in zip(blocks, parts, strict=True):
-        torch.mm(grad_k, lora_b[slot].T, out=out).mul_(scaling)
-        torch.mm(out.T, x_k, out=grad_a[slot])
-        torch.mm(hidden_k.T, grad_k, out=grad_b[slot])
-    return grad_hidden, grad_a, grad_b
+    grad_a, grad_b = blocks.grads or (torch.zeros_like(lora_a), torch.zeros_like(lora_b))
+    hiddens = zip(blocks.split_hidden(hidden), blocks.split_hidden(grad_hidden), strict=True)
+    parts = zip(blocks, blocks.split(grad), blocks.split(x), hiddens, strict=True)
+    for (slot, r, scaling), grad_k, x_k, (hidden_k, out) in parts:
+        torch.mm(grad_k, lora_b[slot, :r].T, out=out).mul_(scaling)
+        grad_a[slot, :r].addmm_(out.T, x_k)
+        grad_b[slot, :r].addmm_(hidden_k.T, grad_k)
+    return (grad_hidden, None, None) if blocks.grads else (grad_hidden, grad_a, grad_b)
 
 
 def _products(hidden: torch.Tensor, weights: torch.Tensor, blocks: Blocks) -> torch.Tensor:
-    """Return each block of `hidden` [N, R] times its slot of `weights` [K, R, width]."""
-    result = hidden.new_empty(len(hidden), weights.shape[2])
-    for (slot, _), rows, out in zip(blocks, _split(hidden, blocks), _split(result, blocks), strict=True):
-        torch.mm(rows, weights[slot], out=out)
+    """Return each block of `hidden` [H] times its slot of `weights` [K, R, width], [N, width]."""
+    result = hidden.new_empty(sum(blocks.sizes), weights.shape[2])
+    for (slot, r, _), rows, out in zip(blocks, blocks.split_hidden(hidden), blocks.split(result), strict=True):
+        torch.mm(rows, weights[slot, :r], out=out)
     return result
 
 
@@ -148,13 +173,8 @@ def _add_products(result: torch.Tensor, hidden: torch.Tensor, weights: torch.Ten
     if result.dtype != hidden.dtype:
         result += _products(hidden, weights, blocks)
         return
-    for (slot, _), rows, out in zip(blocks, _split(hidden, blocks), _split(result, blocks), strict=True):
-        out.addmm_(rows, weights[slot])
-
-
-def _split(tensor: torch.Tensor, blocks: Blocks) -> tuple[torch.Tensor, ...]:
-    parts: tuple[torch.Tensor, ...] = tensor.split_with_sizes(blocks.sizes)
-    return parts
+    for (slot, r, _), rows, out in zip(blocks, blocks.split_hidden(hidden), blocks.split(result), strict=True):
+        out.addmm_(rows, weights[slot, :r])
 
 
 def _dropped(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

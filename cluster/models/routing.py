@@ -35,8 +35,12 @@ class Rows:
     dropout_keys: tuple[int, ...]
     """Seed of each row's dropout; empty like `dropout`."""
 
-    def blocks(self, shape: torch.Size) -> Blocks:
+    def blocks(
+        self, shape: torch.Size, ranks: Sequence[int], grads: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> Blocks:
         """Return the tokens of each block in a tensor of `shape`, [B, T, d] or [1, N, d].
+
+        `ranks` are those of all slots in a layer, and `grads` where its gradients are added.
 
         Raises:
             ValueError: Another number of rows or tokens than the pass has.
@@ -48,7 +52,8 @@ class Rows:
             )
         lengths = iter(self.lengths or repeat(shape[1]))
         sizes = tuple(sum(islice(lengths, count)) for count in self.counts)
-        return Blocks(slots=self.slots, sizes=sizes, scaling=self.scaling)
+        chosen = tuple(ranks[slot] for slot in self.slots)
+        return Blocks(slots=self.slots, sizes=sizes, scaling=self.scaling, ranks=chosen, grads=grads)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,47 @@
+"""The memory of a program with all of its processes."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+
+INTERVAL_S = 1.0
+
+
+@dataclass(kw_only=True)
+class Peak:
+    """The largest sum that was seen."""
+
+    num_bytes: int = 0
+
+
+@contextmanager
+def peak_of_processes() -> Iterator[Peak]:
+    """Watch this process and all that descend from it; what several share is counted once."""
+    peak, is_over = Peak(), threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(INTERVAL_S):
+            peak.num_bytes = max(peak.num_bytes, _resident_bytes())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        is_over.set()
+        watcher.join()
+
+
+def _resident_bytes() -> int:
+    own = psutil.Process()
+    return sum(_share(process) for process in [own, *own.children(recursive=True)])
+
+
+def _share(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().pss)
+    except psutil.Error:  # it has ended
+        return 0
