@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from train_jobs.batches import DataOrder, chunk, collate
+from train_jobs.batches import DataOrder, chunk, collate, opening_of, passes_of
 from train_jobs.tokens import Sample
 
 LENGTHS = np.array(random.Random(0).choices(range(5, 200), k=101), dtype=np.int32)  # noqa: S311 -- no secrets
@@ -53,3 +53,28 @@ def test_samples_lie_end_to_end_and_none_is_predicted_by_the_one_before() -> Non
     assert batch.labels.tolist() == [[-100, 6, 7, -100, 9, -100]]
     assert batch.blocks.tolist() == [[0, 0, 0, 0, 0, 1]]
     assert (batch.lengths, batch.counts) == ((3, 2, 1), (2, 1))
+
+
+def test_what_all_samples_begin_with_is_in_a_block_once() -> None:
+    opening = tuple(range(10, 18))
+    first = Sample(input_ids=(*opening, 1, 2), labels=(-100,) * 9 + (2,))
+    second = Sample(input_ids=(*opening, 3), labels=(-100,) * 9)
+    other = Sample(input_ids=(4, 5), labels=(-100, 5))
+    batch = collate([[first, other, second], [other]], device=torch.device("cpu"), opening=opening)
+    assert batch.input_ids.tolist() == [[*opening, 1, 2, 4, 5, 3, 4, 5]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 8, 0, 1]]
+    assert batch.labels.tolist() == [[-100] * 8 + [-100, 2, -100, 5, -100, -100, 5]]
+    assert (batch.lengths, batch.counts) == ((8, 2, 2, 1, 2), (4, 1))
+    assert batch.parents == (None, 0, None, 0, None)
+
+
+def test_an_opening_ends_before_what_predicts_a_label() -> None:
+    begin = tuple(range(10, 22))
+    samples = [Sample(input_ids=(*begin, i), labels=(-100,) * 10 + (*begin[10:], i)) for i in range(3)]
+    assert opening_of(samples) == begin[:9]  # the label of the token at 10 is predicted at 9
+    assert opening_of([*samples, Sample(input_ids=(*begin[:5], 1), labels=(-100,) * 6)]) == ()
+    assert opening_of([]) == ()
+
+
+def test_passes_take_neighbours_up_to_a_limit_and_one_alone_whatever_it_has() -> None:
+    assert passes_of([3, 4, 5, 20, 1], limit=8) == [range(2), range(2, 3), range(3, 4), range(4, 5)]

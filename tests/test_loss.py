@@ -63,9 +63,9 @@ def sample(length: int, *, first_label: int, seed: int) -> Sample:
     return Sample(input_ids=ids, labels=(-100,) * first_label + ids[first_label:])
 
 
-def losses_of(loss: PackLoss, blocks: list[list[Sample]]) -> torch.Tensor:
-    batch = collate(blocks, device=torch.device("cpu"))
-    with loss.attention.samples(batch.lengths):
+def losses_of(loss: PackLoss, blocks: list[list[Sample]], opening: tuple[int, ...] = ()) -> torch.Tensor:
+    batch = collate(blocks, device=torch.device("cpu"), opening=opening)
+    with loss.attention.samples(batch.lengths, batch.parents):
         result: torch.Tensor = loss(batch)
         return result
 
@@ -121,3 +121,31 @@ def test_models_that_scale_their_logits_are_refused() -> None:
     model = GraniteForCausalLM(GraniteConfig(**SIZES, num_attention_heads=4, logits_scaling=8.0))
     with pytest.raises(UnsupportedModelError, match="GraniteForCausalLM changes its logits"):
         PackLoss(model).check_head()
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2, tiny_stablelm])
+def test_an_opening_that_is_computed_once_changes_neither_losses_nor_gradients(
+    make: Callable[[], PreTrainedModel],
+) -> None:
+    torch.manual_seed(0)
+    model = make().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(5)
+    twin = copy.deepcopy(model)
+    opening = sample(8, first_label=8, seed=9).input_ids
+    blocks = [
+        [
+            Sample(input_ids=opening + s.input_ids, labels=(-100,) * 8 + s.labels)
+            for s in (sample(length, first_label=2, seed=length) for length in lengths)
+        ]
+        for lengths in ((5, 9, 3), (4,))
+    ]
+    once, apart = losses_of(PackLoss(model), blocks, opening), losses_of(PackLoss(twin), blocks)
+    torch.testing.assert_close(once, apart, rtol=1e-5, atol=1e-5)
+    for losses in (once, apart):
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        if theirs.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-4)

@@ -177,3 +177,15 @@ def test_data_parallel_runs_the_module_itself_on_a_cpu(card: ModelCard) -> None:
     parallel = replace(job, strategy="dp")
     assert isinstance(pack_of(parallel).module, torch.nn.DataParallel)
     assert losses_of(parallel) == losses_of(job)
+
+
+def test_what_samples_have_in_common_has_the_same_dropout_however_a_batch_is_cut(card: ModelCard) -> None:
+    opening = tuple(range(20, 30))
+    begun = tuple(Sample(input_ids=opening + s.input_ids, labels=(-100,) * 10 + s.labels) for s in samples(11))
+    found = {}
+    for accumulation in (1, 2):
+        job = replace(job_of(card, adapter(1, dropout=0.3), accumulation=accumulation), samples=begun)
+        pack = pack_of(job)
+        assert pack.opening == opening
+        found[accumulation] = [train_step(pack, running(pack, step)).losses[0] for step in range(4)]
+    assert found[1] == pytest.approx(found[2], abs=1e-5)

@@ -63,8 +63,11 @@ def held_out_loss(pack: Pack, *, slot: int | None) -> float:
 
 
 def held_out_losses(pack: Pack, slots: Sequence[int]) -> list[float]:
-    """Return the held-out loss of each adapter in `slots`, all of them in the same passes."""
-    return _losses(pack, slots) if slots else []
+    """Return the held-out loss of each adapter in `slots`."""
+    # An opening is computed once for all rows of an adapter in a pass: rather many rows than many adapters.
+    together = max(1, EVALUATION_ROWS // max(1, len(pack.job.held_out)))
+    groups = [slots[i : i + together] for i in range(0, len(slots), together)]
+    return [loss for group in groups for loss in _losses(pack, group)]
 
 
 @torch.no_grad()
@@ -76,7 +79,8 @@ def _losses(pack: Pack, slots: Sequence[int]) -> list[float]:
     held_out = pack.job.held_out
     shortest_first = lengths_of(held_out).argsort(kind="stable").tolist()
     for indices in _my_share(pack, shortest_first, num_rows=max(1, EVALUATION_ROWS // num_blocks)):
-        batch = collate([[held_out[i] for i in indices]] * num_blocks, device=pack.accelerator.device)
+        samples = [held_out[i] for i in indices]
+        batch = collate([samples] * num_blocks, device=pack.accelerator.device, opening=pack.opening)
         with pack.routed(batch, slots):
             totals += pack.loss(batch)
     pack.module.train()

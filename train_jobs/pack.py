@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from cluster.models.bank import AdapterBank
 from cluster.models.lean_layers import make_lean
 from cluster.models.whole_model import WholeModel
-from train_jobs.batches import DataOrder, MicroBatch
+from train_jobs.batches import DataOrder, MicroBatch, opening_of
 from train_jobs.job import NO_ADAPTER, AdapterJob, TrainJob
 from train_jobs.loss import PackLoss
 from train_jobs.packed_adamw import PackedAdamW
@@ -55,6 +55,8 @@ class Pack:
     """To call before a step of `optimizer`."""
     runs: dict[int, Run]
     """By slot; adapters come and go."""
+    opening: tuple[int, ...]
+    """How samples begin: computed once for all samples of an adapter in a pass."""
 
     @property
     def adapters(self) -> AdapterBank:
@@ -90,16 +92,16 @@ class Pack:
     def routed(self, batch: MicroBatch, slots: Sequence[int], *, dropout_keys: Sequence[int] = ()) -> Iterator[None]:
         """Send block i of `batch` through `slots[i]`, forwards and backwards; without slots, all through the bare base.
 
-        `dropout_keys`, one per sample, are those of `AdapterBank.rows`; with them, samples get their run's noise.
+        `dropout_keys`, one per segment, are those of `AdapterBank.rows`; with them, samples get their run's noise.
         """
-        slot_of_sample = [slot for slot, count in zip(slots, batch.counts, strict=bool(slots)) for _ in range(count)]
+        slot_of_segment = [slot for slot, count in zip(slots, batch.counts, strict=bool(slots)) for _ in range(count)]
         with ExitStack() as stack:
-            stack.enter_context(self.loss.attention.samples(batch.lengths))
+            stack.enter_context(self.loss.attention.samples(batch.lengths, batch.parents))
             if slots:
-                rows = self.bank.rows(slot_of_sample, dropout_keys=dropout_keys, lengths=batch.lengths)
+                rows = self.bank.rows(slot_of_segment, dropout_keys=dropout_keys, lengths=batch.lengths)
                 stack.enter_context(rows)
             if dropout_keys:
-                alphas = [self.runs[slot].job.neftune_noise_alpha for slot in slot_of_sample]
+                alphas = [self.runs[slot].job.neftune_noise_alpha for slot in slot_of_segment]
                 stack.enter_context(self.loss.noise.samples(batch.lengths, alphas, dropout_keys))
             yield
 
@@ -174,6 +176,8 @@ def build_pack(
         optimizer=prepared.optimizer,
         complete_gradients=prepared.complete_gradients,
         runs={slot: _run(job, adapter) for slot, adapter in enumerate(job.adapters)},
+        # A window of attention sees positions of one sample after the other, not an opening that several share.
+        opening=opening_of(job.samples) if getattr(model.config, "sliding_window", None) is None else (),
     )
 
 

@@ -12,12 +12,17 @@ from accelerate.utils import DistributedType
 
 from cluster.models.banked_linear import mix
 from cluster.models.whole_model import WholeModel
-from train_jobs.batches import MicroBatch, chunk, collate
+from train_jobs.batches import MicroBatch, chunk, collate, passes_of
 from train_jobs.fsdp import whole
 from train_jobs.pack import Pack, Run
 from train_jobs.packed_adamw import clip_by_adapter
 from train_jobs.tokens import IGNORED, Sample
 
+PASS_TOKENS = 1024
+"""Adapters of a pack take turns in passes of about so many tokens: enough for fast products, and what backward needs
+is kept for one pass at a time."""
+OPENING = 2**32
+"""In the place of a sample's number: the dropout of an opening is the same wherever samples are cut apart."""
 FILLER = Sample(input_ids=(0,), labels=(IGNORED,))
 """Takes part for an adapter that has no sample left: the last batch of an epoch may be shorter than the chunks."""
 
@@ -58,11 +63,13 @@ def train_step(pack: Pack, steps: Mapping[int, int]) -> PackStep:
     pack.module.train()
     for micro_step in range(job.gradient_accumulation_steps):
         with accelerator.accumulate(pack.module):
-            batch, keys = _micro_batch(pack, steps, batches, micro_step)
-            with pack.routed(batch, active, dropout_keys=keys):
-                block_sums = pack.module(batch)
-                accelerator.backward((block_sums / num_trained).sum() * factor)
-            sums += block_sums.detach()
+            for part in _passes(pack, active, batches):
+                slots = [active[i] for i in part]
+                batch, keys = _micro_batch(pack, steps, {active[i]: batches[i] for i in part}, micro_step)
+                with pack.routed(batch, slots, dropout_keys=keys):
+                    block_sums = pack.module(batch)
+                    accelerator.backward((block_sums / num_trained[part.start : part.stop]).sum() * factor)
+                sums[part.start : part.stop] += block_sums.detach()
             if accelerator.sync_gradients:
                 pack.complete_gradients()
                 norms = _clip(pack, active)
@@ -110,17 +117,30 @@ def _clip(pack: Pack, active: Sequence[int]) -> tuple[float, ...]:
     return clip_by_adapter(pack.optimizer.param_groups, max_norms, active)
 
 
+def _passes(pack: Pack, active: Sequence[int], batches: Sequence[Sequence[int]]) -> list[range]:
+    """Return which adapters go together, by their place in `active`."""
+    if pack.accelerator.distributed_type != DistributedType.NO:
+        return [range(len(active))]  # each backward pass is an exchange of gradients
+    lengths = [int(pack.runs[slot].order.lengths[batch].sum()) for slot, batch in zip(active, batches, strict=True)]
+    per_pass = [length // pack.job.gradient_accumulation_steps for length in lengths]
+    return passes_of(per_pass, limit=PASS_TOKENS)
+
+
 def _micro_batch(
-    pack: Pack, steps: Mapping[int, int], batches: Sequence[Sequence[int]], micro_step: int
+    pack: Pack, steps: Mapping[int, int], batches: Mapping[int, Sequence[int]], micro_step: int
 ) -> tuple[MicroBatch, list[int]]:
-    """Return this worker's samples, a block per adapter, and the key of each sample's dropout."""
+    """Return this worker's samples, a block per adapter, and the key of each segment's dropout."""
     job, accelerator = pack.job, pack.accelerator
     num_chunks = job.gradient_accumulation_steps * accelerator.num_processes
     index = micro_step * accelerator.num_processes + accelerator.process_index
     blocks: list[Sequence[Sample]] = []
     keys: list[int] = []
-    for slot, batch in zip(sorted(steps), batches, strict=True):
+    for slot, batch in batches.items():
         positions = chunk(len(batch), num_chunks, index)
         blocks.append([job.samples[batch[i]] for i in positions] or [FILLER])
         keys += [mix(pack.runs[slot].job.seed, steps[slot], i) for i in positions] or [0]
-    return collate(blocks, device=accelerator.device), keys
+    # NEFTune's noise goes by a sample's length, which an opening that several share does not have.
+    is_noisy = any(pack.runs[slot].job.neftune_noise_alpha for slot in batches)
+    made = collate(blocks, device=accelerator.device, opening=() if is_noisy else pack.opening)
+    shared = [mix(pack.runs[slot].job.seed, steps[slot], OPENING) for slot in batches]
+    return made, [shared[s.block] if s.sample is None else keys[s.sample] for s in made.segments]

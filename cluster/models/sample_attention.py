@@ -28,19 +28,23 @@ class SampleAttention:
         # A plain attribute: autograd recomputes checkpointed layers in threads of its own, and StableLM does not hand
         # a pass's arguments to its attention.
         self._lengths: tuple[int, ...] = ()
+        self._parents: tuple[int | None, ...] = ()
         name = next(_names)
         AttentionInterface.register(name, self)
         AttentionMaskInterface.register(name, self._mask)
         model.set_attn_implementation(name)
 
     @contextmanager
-    def samples(self, lengths: Sequence[int]) -> Iterator[None]:
-        """Take the passes inside, `[1, N]` each, and their backward passes as samples of `lengths`."""
-        self._lengths = tuple(lengths)
+    def samples(self, lengths: Sequence[int], parents: Sequence[int | None] = ()) -> Iterator[None]:
+        """Take the passes inside, `[1, N]` each, and their backward passes as samples of `lengths`.
+
+        One with a number in `parents` goes on from the sample of that number, which several may do.
+        """
+        self._lengths, self._parents = tuple(lengths), tuple(parents) or (None,) * len(lengths)
         try:
             yield
         finally:
-            self._lengths = ()
+            self._lengths, self._parents = (), ()
 
     def _mask(self, *args: Any, local_size: int | None = None, **kwargs: Any) -> torch.Tensor | None:
         """Return no mask where `samples` are told, unless one is longer than the model's sliding window."""
@@ -63,7 +67,13 @@ class SampleAttention:
         if not self._lengths or attention_mask is not None:
             output: torch.Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)[0]
             return output, None
-        parts = zip(*(tensor.split_with_sizes(self._lengths, dim=2) for tensor in (query, key, value)), strict=True)
-        # [1, T, H, D] each
-        attended = [sdpa_attention_forward(module, *part, attention_mask=None, **kwargs)[0] for part in parts]
+        parts = list(
+            zip(*(tensor.split_with_sizes(self._lengths, dim=2) for tensor in (query, key, value)), strict=True)
+        )
+        attended = []  # [1, T, H, D] each
+        for own, parent in zip(parts, self._parents, strict=True):
+            # The parent's queries come along, a small waste: products of as many queries as keys are the fast ones.
+            whole = own if parent is None else [torch.cat(pair, dim=2) for pair in zip(parts[parent], own, strict=True)]
+            output = sdpa_attention_forward(module, *whole, attention_mask=None, **kwargs)[0]
+            attended.append(output[:, -own[0].shape[2] :])
         return torch.cat(attended, dim=1), None
