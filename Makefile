@@ -8,7 +8,7 @@ TORCH  := torch==2.13.0
 STAMP  := $(VENV)/.installed
 GPU    := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 
-.PHONY: install demo test lint format bench bench-training lock clean
+.PHONY: install demo test lint format bench bench-training bench-tune lock clean
 
 install: $(STAMP)
 
@@ -33,6 +33,9 @@ bench: $(STAMP)
 
 bench-training: $(STAMP)
 	$(BIN)/python -m benchmarks.training
+
+bench-tune: $(STAMP)
+	$(BIN)/python -m benchmarks.tuning
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

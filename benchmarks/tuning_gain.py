@@ -7,6 +7,7 @@ import json
 import random
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from cluster.catalog import find
 from cluster.models.adapter_spec import AdapterSpec
 from cluster.models.base import load_base
 from train_jobs.job import AdapterJob, TrainJob
-from train_jobs.pack import PackSize, build_pack
+from train_jobs.pack import Pack, PackSize, build_pack
 from train_jobs.step import train_step
 from train_jobs.tokens import IGNORED, Sample
 
@@ -34,7 +35,7 @@ class GainSettings:
     micro_batch_size: int
     tokens_per_row: int
     num_trials: list[int]
-    """One pack after the other; the first is one trial alone."""
+    """One pack after the other; the first is one trial alone, whatever the packs."""
     num_steps: int
     """Of each pack; the first one is not timed."""
     num_threads: int
@@ -49,15 +50,25 @@ def measure(settings: GainSettings) -> dict[int, float]:
     size = PackSize(num_slots=max(settings.num_trials), max_r=max(RANKS), target_modules=card.target_modules)
     base = load_base(card, precision=settings.precision)  # type: ignore[arg-type]
     pack = build_pack(job, base.model, Accelerator(cpu=not torch.cuda.is_available()), size=size)
-    rates = {}
+    # A trial alone is timed with each rank, since packs hold all of them.
+    alone = [_seconds(pack, settings, (r,)) for r in RANKS]
+    num_tokens = settings.micro_batch_size * settings.tokens_per_row
+    rates = {1: num_tokens / statistics.mean(alone)}
     for count in settings.num_trials:
-        for slot in range(count):
-            pack.enter(slot, adapter_of(settings, RANKS[slot % len(RANKS)], seed=slot))
-        steps = [train_step(pack, dict.fromkeys(range(count), step)) for step in range(settings.num_steps)]
-        rates[count] = statistics.median(step.num_tokens / step.duration_s for step in steps[1:])
-        for slot in range(count):
-            pack.leave(slot)
+        if count > 1:
+            seconds = _seconds(pack, settings, [RANKS[slot % len(RANKS)] for slot in range(count)])
+            rates[count] = count * num_tokens / seconds
     return rates
+
+
+def _seconds(pack: Pack, settings: GainSettings, ranks: Sequence[int]) -> float:
+    """Return the time of a step of trials with these `ranks` together."""
+    for slot, r in enumerate(ranks):
+        pack.enter(slot, adapter_of(settings, r, seed=slot))
+    steps = [train_step(pack, dict.fromkeys(range(len(ranks)), step)) for step in range(settings.num_steps)]
+    for slot in range(len(ranks)):
+        pack.leave(slot)
+    return statistics.median(step.duration_s for step in steps[1:])
 
 
 def job_of(settings: GainSettings) -> TrainJob:
