@@ -38,6 +38,9 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("--set-space r=8 --set-space lora_alpha=16 --set-space learning_rate=1e-4", "there is nothing to search"),
         ("--set-space learning_rate=1e-4..2", "learning_rate=2.0 is outside of its bounds, 1e-08 to 1"),
+        ("--set-space lora_alpha=much", "lora_alpha=much is no number; its bounds are 1 to 4096"),
+        ("--set-space max_length=64,4096", "max_length=4096 is not from 1 to 512"),
+        ("--set-space micro_batch_size=2..8", "micro_batch_size takes whole numbers; list them"),
         ("--set-space rank=8,16", "There is no field 'rank' to search; choose from r, lora_alpha,"),
         ("--set-space r", "--set-space r: write it with =, as in --set-space r=8,16,32."),
         ("--space huge", "argument --space: invalid choice: 'huge' (choose from"),

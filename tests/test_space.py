@@ -63,6 +63,8 @@ def test_every_named_space_holds_the_plans_own_choice(plan: TrainingPlan) -> Non
     [
         ({"rank": "8"}, "no field 'rank' to search; choose from r, "),
         ({"r": "0,8"}, "r=0 is outside of its bounds, 1 to 512"),
+        ({"lora_alpha": "much"}, "lora_alpha=much is no number; its bounds are 1 to 4096"),
+        ({"micro_batch_size": "0,4"}, "micro_batch_size=0 is outside of its bounds, 1 to 1024"),
         ({"r": "4..64"}, "r takes whole numbers; list them"),
         ({"learning_rate": "1e-3..2"}, "learning_rate=2.0 is outside of its bounds"),
         ({"lr_scheduler_type": "warm"}, "lr_scheduler_type cannot be warm; choose from linear"),
@@ -98,7 +100,7 @@ def test_ranks_that_do_not_fit_are_left_out_and_said(plan: TrainingPlan) -> None
     assert left_out is not None
     assert left_out.startswith("r=64 ")
     assert prune_packed({"r": Choice(values=(8,))}, tight, num_workers=None) == ({"r": Choice(values=(8,))}, None)
-    with pytest.raises(BadSpace, match=r"No rank of 64 fits into memory\. The smallest needs"):
+    with pytest.raises(BadSpace, match=r"No rank of 64 fits into memory; give smaller ones\. The smallest needs"):
         prune_packed({"r": Choice(values=(64,))}, tight, num_workers=None)
     with pytest.raises(DoesNotFit, match=f"there are {tight.memory.available_bytes / GIB:.1f} GiB"):
         plan_packs(tight, max_r=64, num_trials=4)

@@ -77,6 +77,9 @@ def test_a_micro_batch_that_fits_nowhere_is_left_out_and_the_largest_one_that_do
     assert trials.plan.max_length == 512, "the longest, on which all are compared"
     one = asked("--set", "micro_batch_size=2", "--max-length", "512", "--method", "qlora", model="qwen2.5-14b-instruct")
     assert trials.packs.num_slots == plan_trials(one, declared(gpu="A100-80G")).packs.num_slots
+    alone = ("--space", "quick", "--set-space", "learning_rate=1e-4", "--set-space", "micro_batch_size=1,1024")
+    with pytest.raises(BadSpace, match=r"micro_batch_size=1024 does not fit .* then there is nothing to search"):
+        plan_trials(asked(*alone, model="qwen2.5-14b-instruct"), declared(gpu="A100-80G"))
     with pytest.raises(BadSpace, match="No micro_batch_size of 1024 fits into memory"):
         plan_trials(asked("--set-space", "micro_batch_size=1024", model="qwen2.5-32b-instruct"), declared(gpu="H100"))
 

@@ -87,7 +87,9 @@ def without(space: Space, field: str, fits: Callable[[int], bool]) -> tuple[Spac
         return space, None
     kept = tuple(value for value in values.values if fits(int(value)))
     if not kept:
-        raise BadSpace(f"No {NOUNS[field]} of {', '.join(map(str, values.values))} fits into memory.")
+        raise BadSpace(
+            f"No {NOUNS[field]} of {', '.join(map(str, values.values))} fits into memory; give smaller ones."
+        )
     if len(kept) == len(values.values):
         return space, None
     out = ", ".join(str(value) for value in values.values if value not in kept)

@@ -94,9 +94,14 @@ def space_of(name: str, plan: TrainingPlan, changes: Mapping[str, Values]) -> Sp
         _check(field, values)
         if plan.lora is None and field in LORA_FIELDS:
             raise BadSpace(f"Full fine-tuning has no {field}; leave it out of the space.")
-    if not any(isinstance(values, Range) or len(values.values) > 1 for values in space.values()):
+    if not is_varied(space):
         raise BadSpace("Every field has one value, so there is nothing to search; give one several, as in r=8,16.")
     return space
+
+
+def is_varied(space: Space) -> bool:
+    """Return whether there is more than one point to try."""
+    return any(isinstance(values, Range) or len(values.values) > 1 for values in space.values())
 
 
 def _check(field: str, values: Values) -> None:
@@ -110,7 +115,9 @@ def _check(field: str, values: Values) -> None:
         return
     low, high = BOUNDS[field]
     for value in values.values if isinstance(values, Choice) else (values.low, values.high):
-        if isinstance(value, str) or not low <= value <= high:
+        if isinstance(value, str):
+            raise BadSpace(f"{field}={value} is no number; its bounds are {low:g} to {high:g}.")
+        if not low <= value <= high:
             raise BadSpace(f"{field}={value} is outside of its bounds, {low:g} to {high:g}.")
         if field in WHOLE and (isinstance(values, Range) or value != int(value)):
             raise BadSpace(f"{field} takes whole numbers; list them, as in {field}=8,16,32.")

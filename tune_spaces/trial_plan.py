@@ -13,8 +13,8 @@ from tune_spaces.arguments import SearchRequest
 from tune_spaces.pack_plan import PackPlan, fits_packed, plan_packs, prune_packed, without
 from tune_spaces.points import check_methods, num_points
 from tune_spaces.shapes import longest_of
-from tune_spaces.spaces import space_of
-from tune_spaces.values import Choice, Space
+from tune_spaces.spaces import is_varied, space_of
+from tune_spaces.values import BadSpace, Choice, Space
 
 BATCH = "micro_batch_size"
 
@@ -53,6 +53,9 @@ def plan_trials(request: SearchRequest, hardware: Hardware) -> TrialPlan:
     else:
         _check_launched(request)
         space, too_large = without(asked, "r", lambda r: _replanned(request, largest, {"r": r}) is not None)
+    left_out = "; ".join(filter(None, (too_many, too_large))) or None
+    if left_out and not is_varied(space):
+        raise BadSpace(f"{left_out}; then there is nothing to search. Give other values, or a lighter precision.")
     count = num_points(space, searcher=request.searcher, trials=request.trials)
     pack = plan_packs if is_packed else _runs
     packs = pack(largest, max_r=_max_r(space, plan), num_trials=count, num_workers=request.num_workers)
@@ -60,7 +63,7 @@ def plan_trials(request: SearchRequest, hardware: Hardware) -> TrialPlan:
         plan=plan,
         alone_because=alone_because,
         space=space,
-        left_out="; ".join(filter(None, (too_many, too_large))) or None,
+        left_out=left_out,
         num_trials=count,
         packs=packs,
     )
