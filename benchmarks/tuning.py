@@ -23,6 +23,7 @@ from benchmarks import pack_roofline
 from benchmarks.adapter_files import MODEL
 from benchmarks.claims import Claim, Result, conclude, print_result
 from benchmarks.load import spread
+from benchmarks.tuning_alone import AloneNumbers
 from benchmarks.tuning_search import MICRO_BATCH, SHIPPED, SearchNumbers, SearchSettings, points_of
 from cluster.catalog import find
 from cluster.memory import num_lora_parameters, weights_bytes
@@ -33,6 +34,10 @@ NUM_STEPS = 20
 SCHEDULERS = {"search": "fifo", "asha": "asha"}
 BOUNDS = {"search": 2.5, "asha": 4.0}
 """How many times shorter ours has to be."""
+NUM_ALONE = 2
+"""Trials that are trained again by themselves, to compare."""
+AT_MOST_A_THIRD: Any = {"bound": 0.3, "direction": "at most"}
+EQUAL: Any = {"bound": 1e-5, "direction": "at most", "unit": "off"}
 NUM_TRIALS = [1, 2, 4, 8, 16]
 FEW_TOKENS = 64
 """Of a trial's step: up to here a run alone waits for memory, and a pack has to gain the most."""
@@ -53,7 +58,8 @@ def main() -> None:
         parser.error(f"there is no {', '.join(unknown)}; there are {', '.join(wanted)}")
     console = Console()
     if arguments.predict:
-        predict(*arguments.predict, console)
+        gpu, model = arguments.predict
+        predict(gpu, model, console)
         return
     os.environ["HF_HUB_OFFLINE"] = "1"
     begin = time.perf_counter()
@@ -72,12 +78,16 @@ def compare(name: str, num_trials: int) -> Result:
         settings = settings_of(SCHEDULERS[name], num_trials, Path(folder))
         found = {who: SearchNumbers(**_run(module, asdict(settings))) for who, module in MODULES.items()}
     ours, peer = found[OURS], found[PEER]
+    alone = [AloneNumbers(**_run("benchmarks.tuning_alone", asked)) for asked in _asked_alone(ours)]
+    off = max(_difference(numbers, run.losses) for numbers, run in zip(ours.losses, alone, strict=False))
+    copies = len(ours.points) * max(run.peak_bytes for run in alone)
     return Result(
         numbers={
             **{f"{who}, s": spread([numbers.seconds]) for who, numbers in found.items()},
             **{f"{who}, peak of all processes, GiB": spread([n.peak_bytes / 2**30]) for who, n in found.items()},
             **{f"{who}, best held-out loss": spread([min(n.held_out_losses)]) for who, n in found.items()},
             **{f"{who}, steps of all trials": spread([float(sum(n.num_steps))]) for who, n in found.items()},
+            "one trial alone, all threads, tokens/s": spread([run.tokens_per_s for run in alone]),
             f"{PEER}, from a free place to a first step, s": spread(peer.first_step_s or [float("nan")]),
         },
         unit="as named",
@@ -88,8 +98,21 @@ def compare(name: str, num_trials: int) -> Result:
                 bound=BOUNDS[name],
                 direction="at least",
             ),
+            Claim(what="peak memory over as many separate runs", measured=ours.peak_bytes / copies, **AT_MOST_A_THIRD),
+            Claim(what="a loss beside that of the same run alone", measured=off, **EQUAL),
         ),
     )
+
+
+def _asked_alone(ours: SearchNumbers) -> list[dict[str, Any]]:
+    # The first trials of the lists: all of them take as long as the search.
+    points = list(zip(ours.points, ours.losses, strict=True))[:NUM_ALONE]
+    return [{"model": MODEL, "point": point, "num_steps": NUM_STEPS} for point, _ in points]
+
+
+def _difference(losses: Sequence[float], alone: Sequence[float]) -> float:
+    """Return the largest difference of two runs over the steps that both made."""
+    return max(abs(one - other) for one, other in zip(losses, alone, strict=False))
 
 
 def settings_of(scheduler: str, num_trials: int, folder: Path) -> SearchSettings:
