@@ -58,6 +58,13 @@ def test_the_command_starts_without_torch_or_ray() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+def test_a_trial_on_a_shared_base_starts_without_torch_or_transformers() -> None:
+    # what its process unpickles: the trial itself, and what all have in common, samples included
+    modules = "tune_spaces.packed_trial, train_jobs.token_store"
+    code = f"import sys, {modules}; sys.exit(bool({{'torch', 'transformers'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
 def test_every_package_is_shipped() -> None:
     listed = (ROOT / "pyproject.toml").read_text()
     packages = [p.parent.relative_to(ROOT) for room in ROOMS for p in (ROOT / room).rglob("__init__.py")]

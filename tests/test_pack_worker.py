@@ -125,7 +125,7 @@ def test_a_trial_goes_on_in_another_worker_as_if_nothing_had_happened(card: Mode
     first.enter("x", run)
     begun = first.advance("x", 4)
     second.enter("other", adapter(6))
-    second.enter("x", run, first.state("x"))
+    second.enter("x", run, first.kept_state("x"))
     ended = second.advance("x", 8)
     expected = [loss for (loss,) in losses_of(job_of(card, run))]
     assert [*begun.losses, *ended.losses] == pytest.approx(expected, abs=1e-5)

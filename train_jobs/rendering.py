@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from train_jobs.messages import Dialogue, Message, TrainOn
 from train_jobs.records import DataError
+
+if TYPE_CHECKING:  # see train_jobs.tokens
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +35,7 @@ class _Rendered:
 
 def trained_answers(
     dialogues: Sequence[Dialogue],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     *,
     stop_token_ids: Sequence[int] = (),
     train_on: TrainOn = "all",
@@ -58,7 +60,7 @@ def trained_answers(
             yield DataError(f"{where}: {error}")
 
 
-def _rendered(dialogue: Dialogue, tokenizer: PreTrainedTokenizerBase, train_on: TrainOn) -> _Rendered:
+def _rendered(dialogue: Dialogue, tokenizer: "PreTrainedTokenizerBase", train_on: TrainOn) -> _Rendered:
     messages, tools = dialogue.as_dicts(), list(dialogue.tools)
     turns = _trained_turns(dialogue.messages, train_on)
     try:
@@ -75,7 +77,7 @@ def _rendered(dialogue: Dialogue, tokenizer: PreTrainedTokenizerBase, train_on: 
 
 def render(
     messages: list[dict[str, Any]],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     tools: Sequence[dict[str, Any]] = (),
     *,
     add_generation_prompt: bool = False,
@@ -88,7 +90,7 @@ def render(
     )
 
 
-def _encoded(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def _encoded(texts: list[str], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
     """Return the ids of rendered texts, in which the template has put all special tokens itself."""
     if not texts:
         return []

@@ -3,13 +3,14 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from train_jobs.messages import Dialogue, Document, TrainOn
 from train_jobs.records import DataError
 from train_jobs.rendering import Answer, trained_answers
+
+if TYPE_CHECKING:  # processes of trials get jobs with their samples, and do without transformers
+    from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
 """The label of a token that is not trained, as `cross_entropy` takes it."""
@@ -48,7 +49,7 @@ def cut(sample: Sample, where: str, *, max_length: int) -> Sample:
 
 def whole_samples(
     examples: Iterable[Dialogue | Document],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     *,
     max_length: int,
     stop_token_ids: Sequence[int] = (),
@@ -73,7 +74,7 @@ def whole_samples(
 
 def cut_samples(
     examples: Iterable[Dialogue | Document],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     *,
     max_length: int,
     stop_token_ids: Sequence[int] = (),
@@ -95,7 +96,7 @@ def cut_samples(
 
 
 def _text_samples(
-    document: Document, tokenizer: PreTrainedTokenizerBase, *, max_length: int
+    document: Document, tokenizer: "PreTrainedTokenizerBase", *, max_length: int
 ) -> list[Sample] | DataError:
     """Return `document` in pieces of at most `max_length` tokens, its end marked as the tokenizer marks it."""
     ids: list[int] = tokenizer(document.text).input_ids
@@ -109,7 +110,7 @@ def _text_samples(
 
 
 def prompt_ids(
-    messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, tools: Sequence[dict[str, Any]] = ()
+    messages: list[dict[str, Any]], tokenizer: "PreTrainedTokenizerBase", tools: Sequence[dict[str, Any]] = ()
 ) -> list[int]:
     """Return the ids of `messages` with the opening of the assistant's turn, as serving renders them."""
     ids: list[int] = tokenizer.apply_chat_template(

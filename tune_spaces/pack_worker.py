@@ -3,6 +3,7 @@
 K = slots.
 """
 
+import pickle
 import queue
 import tempfile
 import threading
@@ -68,15 +69,21 @@ class PackWorker:
         return self._size.num_slots - len(self._trials)
 
     def enter(
-        self, trial_id: str, adapter: AdapterJob, state: TrialState | None = None, *, shape: Shape | None = None
+        self,
+        trial_id: str,
+        adapter: AdapterJob,
+        state: TrialState | bytes | None = None,
+        *,
+        shape: Shape | None = None,
     ) -> bool:
-        """Give a trial a slot, from its start or from `state`; False when there is none left.
+        """Give a trial a slot, from its start or from `state`, also a kept one; False when there is none left.
 
         `shape` is one of `jobs`; None is that of the worker's own job.
 
         An entry of the same trial under another id goes: whoever made it has yet to notice that the trial moved on.
         """
-        return self._call(lambda: self._enter(trial_id, adapter, state, shape))
+        begun = pickle.loads(state) if isinstance(state, bytes) else state  # noqa: S301 (the search's own)
+        return self._call(lambda: self._enter(trial_id, adapter, begun, shape))
 
     def leave(self, trial_id: str) -> None:
         """Free the trial's slot; a trial that is not here is no problem."""
@@ -97,6 +104,10 @@ class PackWorker:
     def state(self, trial_id: str) -> TrialState:
         """Return all that `enter` needs to go on with the trial elsewhere."""
         return self._call(lambda: self._state(self._trials[trial_id]))
+
+    def kept_state(self, trial_id: str) -> bytes:
+        """Return `state` for a file: to read it takes torch and all of the model's code, which trials do without."""
+        return pickle.dumps(self.state(trial_id))
 
     def adapter_files(self, trial_id: str) -> dict[str, bytes]:
         """Return the trial's adapter as the files of PEFT's format."""

@@ -56,16 +56,16 @@ class PackedTrial(tune.Trainable):  # type: ignore[misc] # Ray's interface of a 
         for name, content in ray.get(self._worker.adapter_files.remote(self._name)).items():  # type: ignore[union-attr]
             (folder / ADAPTER_FOLDER / name).write_bytes(content)
         if self._step < self._shared.rungs[-1]:
-            state = ray.get(self._worker.state.remote(self._name))  # type: ignore[union-attr]
-            (folder / STATE_FILE).write_bytes(pickle.dumps(state))
+            state = ray.get(self._worker.kept_state.remote(self._name))  # type: ignore[union-attr]
+            (folder / STATE_FILE).write_bytes(pickle.dumps((self._step, state)))
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Go on where the checkpoint was written, with the values this trial has now."""
         path = Path(checkpoint_dir) / STATE_FILE
         if path.is_file():
-            state = pickle.loads(path.read_bytes())  # noqa: S301 (the search's own file)
+            step, state = pickle.loads(path.read_bytes())  # noqa: S301 (the search's own file)
             self.cleanup()
-            self._step = state.done
+            self._step = step
             self._enter(self.config, state)
 
     def cleanup(self) -> None:
@@ -74,7 +74,7 @@ class PackedTrial(tune.Trainable):  # type: ignore[misc] # Ray's interface of a 
             ray.get(self._worker.leave.remote(self._name))
             self._worker = None
 
-    def _enter(self, config: Mapping[str, Any], state: Any = None) -> None:
+    def _enter(self, config: Mapping[str, Any], state: bytes | None = None) -> None:
         self._name: str = entry_of(self.trial_id)
         self._adapter = adapter_job(self._shared.default, config)
         shape = self._shared.shape_with(config)
