@@ -8,6 +8,7 @@ from cluster.model_card import Precision
 from cluster.presets import Method
 from train_jobs.command_line import Parser, UsageError, count, positive, settings
 from train_jobs.messages import TrainOn
+from train_jobs.trackers import TrackerName
 
 DEFAULTS: dict[str, Any] = {"epochs": 3.0, "train_on": "all", "seed": 0, "set": []}
 REQUIRED = ("model", "data", "name")
@@ -37,6 +38,8 @@ class Request:
     early_stopping_patience: int | None = None
     storage: str | None = None
     """Folder or URI below which the run keeps its checkpoints; None: `KAJIYA_HOME`."""
+    track: TrackerName | None = None
+    """Where the curves can be followed, besides the report."""
     overrides: dict[str, str]
     """Preset fields by name, values as text."""
 
@@ -134,4 +137,7 @@ def _add_lasting(parser: Parser) -> None:
     parser.add_argument("--early-stopping-patience", type=count, help="looks without a lower loss that end the run")
     parser.add_argument("--min-workers", type=count, help="go on with so many, should there be no room for all")
     parser.add_argument("--storage", help="folder or URI for checkpoints, such as s3://bucket/runs")
+    parser.add_argument(
+        "--track", choices=get_args(TrackerName), help="follow plan, data, curves and answers there, too"
+    )
     parser.add_argument("--resume", metavar="RUN", help="go on with a run, by its name or its adapter's")

@@ -91,6 +91,11 @@ def save(pack: Pack, progress: Progress, run: RunStore) -> None:
         run.prune(kept)
 
 
+def read_progress(run: RunStore, step: int) -> Progress:
+    """Return how far the run was at the checkpoint of `step`, without its weights; raises `OSError`, `ValueError`."""
+    return _RECORD.validate_json(run.read_checkpoint_record(step)).progress
+
+
 def restore(pack: Pack, run: RunStore) -> Progress:
     """Return how far the run is, with its weights and optimizer put back; a new run is at step 0."""
     step = _agree(pack, _last_whole(run) if pack.accelerator.is_main_process else None)

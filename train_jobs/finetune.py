@@ -20,6 +20,7 @@ from train_jobs.arguments import Request, Resume, read_arguments, read_resume
 from train_jobs.command_line import run_command
 from train_jobs.data import check_beginning
 from train_jobs.progress import announce
+from train_jobs.trackers import check_tracker
 
 if TYPE_CHECKING:
     from train_jobs.job import TrainJob
@@ -74,6 +75,7 @@ def check(request: Request) -> TrainingPlan:
         max_length=request.max_length,
         num_workers=request.num_workers,
     )
+    check_tracker(request.track)
     for path in filter(None, (request.data, request.eval_data)):
         check_beginning(path)
     ensure_available(card)
@@ -87,15 +89,17 @@ def _train(
     from train_jobs.loop import adapter_folder
     from train_jobs.register import origin, register
     from train_jobs.report import Finished, tell_report
+    from train_jobs.tracking import followed
 
     with kept_until_registered(run), tempfile.TemporaryDirectory() as cache:
-        outcome = launch(
-            job,
-            run,
-            num_workers=plan.num_workers,
-            min_workers=request.min_workers,
-            use_gpu=plan.hardware.gpu is not None,
-        )
+        with followed(request.track, run, plan, data) as one:
+            outcome = one.outcome = launch(
+                job,
+                run,
+                num_workers=plan.num_workers,
+                min_workers=request.min_workers,
+                use_gpu=plan.hardware.gpu is not None,
+            )
         folder = adapter_folder(run.result(Path(cache)), 0)
         if plan.lora is None:
             return _keep(folder, origin(request.name, plan=plan, job=job, data=data, outcome=outcome), plan.card)

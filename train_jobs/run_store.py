@@ -84,6 +84,10 @@ class RunStore:
         """Return a local folder with the checkpoint of `step`: its own, or a copy below `cache`."""
         return self._store.fetch(f"{self.run}/checkpoints/s{step:08d}", cache / f"s{step:08d}")
 
+    def read_checkpoint_record(self, step: int) -> bytes:
+        """Return the record of the checkpoint of `step`; raises `FileNotFoundError`."""
+        return self._store.read(f"{self.run}/checkpoints/s{step:08d}/{RECORD_FILE}")
+
     def prune(self, kept_steps: Collection[int]) -> None:
         """Delete all checkpoints but those of `kept_steps`."""
         for step in set(self.steps()) - set(kept_steps):

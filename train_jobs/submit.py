@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import os
 import shlex
 import sys
 import tempfile
@@ -17,6 +18,9 @@ from cluster.errors import UserError
 from cluster.local_ray import is_on_this_machine
 from train_jobs.jobs import job_client, metadata_of
 from train_jobs.progress import PREFIX
+
+MLFLOW_PLACE = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME")
+"""Variables of the user's that a job takes along."""
 
 
 class JobFailed(UserError, RuntimeError):
@@ -35,15 +39,20 @@ def submit(dashboard_url: str, module: str, arguments: Sequence[str], files: Seq
     if is_on_this_machine(dashboard_url):
         absolute = {str(file): str(file.resolve()) for file in files}
         words = [sys.executable, "-m", module, *(absolute.get(word, word) for word in arguments)]
-        return str(client.submit_job(entrypoint=shlex.join(words), metadata=metadata))
+        return str(client.submit_job(entrypoint=shlex.join(words), runtime_env=_environment(), metadata=metadata))
     with tempfile.TemporaryDirectory() as folder:
         for file in files:
             copyfile(file, Path(folder) / file.name)
         names = {str(file): file.name for file in files}
         words = ["python", "-m", module, *(names.get(word, word) for word in arguments)]
-        return str(
-            client.submit_job(entrypoint=shlex.join(words), runtime_env={"working_dir": folder}, metadata=metadata)
-        )
+        runtime_env = {"working_dir": folder, **_environment()}
+        return str(client.submit_job(entrypoint=shlex.join(words), runtime_env=runtime_env, metadata=metadata))
+
+
+def _environment() -> dict[str, Any]:
+    """Return the part of a runtime environment that says where MLflow is; no secrets, for Ray's dashboard shows it."""
+    variables = {name: os.environ[name] for name in MLFLOW_PLACE if name in os.environ}
+    return {"env_vars": variables} if variables else {}
 
 
 def follow(dashboard_url: str, job_id: str, on_event: Callable[[dict[str, Any]], None]) -> None:
