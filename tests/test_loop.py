@@ -2,6 +2,9 @@
 
 import errno
 import os
+import signal
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from cluster.catalog import find
 from cluster.store import FolderStore
 from train_jobs import loop
 from train_jobs.job import TrainJob
-from train_jobs.loop import Outcome, ResultNotKept, adapter_folder
+from train_jobs.loop import Outcome, Preempted, ResultNotKept, adapter_folder
 from train_jobs.pack import Pack
 from train_jobs.run_store import RunStore
 from train_jobs.step import PackStep, train_step
@@ -81,6 +84,46 @@ def test_a_run_that_dies_goes_on_to_the_same_bits(
     assert outcome.after == expected.after
     assert weights(store, tmp_path / "a") == weights(undisturbed, tmp_path / "b")
     assert store.steps() == [3, 6]
+
+
+def sigterm_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send the process SIGTERM in the midst of `step`, counting from 1."""
+
+    def steps(pack: Pack, steps: dict[int, int]) -> PackStep:
+        if max(steps.values()) + 1 == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(100):  # the main thread sees it when it runs Python
+                time.sleep(0.001)
+        return train_step(pack, steps)
+
+    monkeypatch.setattr(loop, "train_step", steps)
+
+
+@pytest.mark.parametrize("is_thread", [False, True])
+def test_a_worker_that_gets_sigterm_keeps_the_step_in_hand(
+    job: TrainJob, store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_thread: bool
+) -> None:
+    undisturbed = RunStore(root=store.root, run="undisturbed")
+    expected = run(job, undisturbed)
+    handler = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch, ThreadPoolExecutor() as pool:
+        sigterm_at(5, patch)
+        with pytest.raises(Preempted, match="after step 5 is kept"):
+            # Ray Train trains in a thread, and Python's handlers run in the main one.
+            wait_for(pool.submit(run, job, store)) if is_thread else run(job, store)
+    time.sleep(0.01)
+    assert signal.getsignal(signal.SIGTERM) == handler
+    assert store.steps() == [3, 5]
+    outcome = run(job, store)
+    assert losses(outcome) == losses(expected)
+    assert weights(store, tmp_path / "a") == weights(undisturbed, tmp_path / "b")
+
+
+def wait_for(future: Future[Outcome]) -> Outcome:
+    """Wait as Ray's main thread does, which comes back to Python now and then."""
+    while not future.done():
+        time.sleep(0.01)
+    return future.result()
 
 
 @pytest.mark.parametrize("damage", ["cut", "record cut", "gone"])

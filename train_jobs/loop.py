@@ -1,6 +1,7 @@
 """The one training loop, for a pack of any size."""
 
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from cluster.errors import UserError
 from train_jobs.checkpoint import HeldOut, Progress, restore, restore_best, save
 from train_jobs.evaluate import Evaluation, evaluate, held_out_loss
+from train_jobs.interrupt import told_to_leave
 from train_jobs.pack import Pack
 from train_jobs.progress import StepMetrics, announce, announce_step
 from train_jobs.run_store import RunStore
@@ -25,6 +27,10 @@ class DivergedError(UserError, ArithmeticError):
 
 class ResultNotKept(UserError, OSError):
     """What the run made cannot be written; its checkpoints are still there."""
+
+
+class Preempted(RuntimeError):
+    """The process was told to end, and has kept what there is; Ray Train starts again from there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +79,11 @@ def run(pack: Pack, tokenizer: PreTrainedTokenizerBase, store: RunStore) -> Outc
 
 
 def _train(pack: Pack, progress: Progress, store: RunStore) -> None:
+    with told_to_leave() as told:
+        _train_until(pack, progress, store, told)
+
+
+def _train_until(pack: Pack, progress: Progress, store: RunStore, told: threading.Event) -> None:
     is_warned = False
     end = pack.job.stop_step or pack.num_steps
     while progress.step < min(end, pack.num_steps) and not _has_stalled(pack, progress):
@@ -80,9 +91,20 @@ def _train(pack: Pack, progress: Progress, store: RunStore) -> None:
         is_best = _look(pack, progress)
         is_leaving = not is_warned and _is_node_leaving(pack, progress)
         is_warned |= is_leaving
+        is_told = _is_any(pack, told.is_set())
         is_stopping = progress.step == pack.job.stop_step
-        if is_best or is_leaving or is_stopping or progress.step % pack.job.checkpoint_steps == 0:
+        if is_best or is_leaving or is_told or is_stopping or progress.step % pack.job.checkpoint_steps == 0:
             save(pack, progress, store)
+        if is_told:
+            raise Preempted(f"A worker got SIGTERM; what there is after step {progress.step} is kept.")
+
+
+def _is_any(pack: Pack, value: bool) -> bool:  # noqa: FBT001
+    """Return whether `value` is true on one of the workers; all of them must ask at the same step."""
+    if pack.accelerator.num_processes == 1:
+        return value
+    one = torch.tensor([float(value)], device=pack.accelerator.device)
+    return bool(pack.accelerator.reduce(one).item() > 0)
 
 
 def _is_node_leaving(pack: Pack, progress: Progress) -> bool:
