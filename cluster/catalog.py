@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from cluster import config_json
@@ -18,16 +19,23 @@ class UnknownModel(UserError, LookupError):
 
 
 def all_models() -> tuple[ModelCard, ...]:
-    """Return the catalog's rows, then the user's entries of `models.toml` under `KAJIYA_HOME`.
+    """Return the catalog's rows, then the user's: entries of `models.toml` under `KAJIYA_HOME`, and trained models.
 
     Raises:
         BrokenModelsFile: the user's file cannot be read; file, entry and field are named.
     """
-    return (*ROWS, *(_user_model(name) for name in _user_names()))
+    trained = (_trained_model(name, folder) for name, folder in trained_folders().items())
+    return (*ROWS, *(_user_model(name) for name in _user_names()), *trained)
+
+
+def trained_folders() -> dict[str, Path]:
+    """Return the folders of the models that full fine-tuning has written, by name: MODEL-NAME-v1."""
+    manifests = (kajiya_home() / "models" / "trained").glob("*/*/v*/manifest.json")
+    return {"-".join(file.parts[-4:-1]): file.parent for file in sorted(manifests)}
 
 
 def find(name: str) -> ModelCard:
-    """Return the card of a catalog name (any case), a user's entry, a hub id `org/name` or a local folder.
+    """Return the card of a catalog name (any case), a user's entry, a trained model, a hub id or a local folder.
 
     A hub id of the catalog is its row; another's `config.json` is read from the hub's cache or the hub.
 
@@ -42,13 +50,16 @@ def find(name: str) -> ModelCard:
     names = _user_names()
     if name in names:
         return _user_model(name)
+    trained = trained_folders()
+    if name in trained:
+        return _trained_model(name, trained[name])
     if Path(name).expanduser().is_dir():
         return _folder_model(Path(name).expanduser())
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         return ModelCard(
             name=_short(name), model_id=name, source="config.json on the hub", **config_json.read_hub(name)
         )
-    raise UnknownModel(_unknown(name, [*(card.name for card in ROWS), *names]))
+    raise UnknownModel(_unknown(name, [*(card.name for card in ROWS), *names, *trained]))
 
 
 def _unknown(name: str, names: list[str]) -> str:
@@ -65,6 +76,10 @@ def _folder_model(folder: Path) -> ModelCard:
     facts = config_json.read_folder(folder)
     path = folder.resolve()
     return ModelCard(name=_short(path.name), model_id=str(path), source=str(path / "config.json"), **facts)
+
+
+def _trained_model(name: str, folder: Path) -> ModelCard:
+    return replace(_folder_model(folder), name=name)
 
 
 def _short(name: str) -> str:

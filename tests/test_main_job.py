@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -134,19 +135,10 @@ def test_the_readmes_ray_job_submit_registers_a_version(cluster: Cluster) -> Non
         "RAY_AUTH_MODE": "token",
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{cluster.dashboard_port}",
     }
-    words = ["--model", MODEL, "--data", "examples/tsuchineya_faq/train.jsonl", "--name", "by-job", "--max-steps", "1"]
-    command = [
-        str(BIN / "ray"),
-        "job",
-        "submit",
-        "--working-dir",
-        ".",
-        "--",
-        "python",
-        "-m",
-        "train_jobs.finetune",
-        *words,
-    ]
+    example = (ROOT / "README.md").read_text().partition("$ ray job submit ")[2].partition("\n```")[0]
+    words = shlex.split(example.replace("\\\n", " "))
+    assert words[:6] == ["--working-dir", ".", "--", "python", "-m", "train_jobs.finetune"]
+    command = [str(BIN / "ray"), "job", "submit", *words, "--max-steps", "1"]
     command += ["--set", "micro_batch_size=1", "--set", "gradient_accumulation_steps=1"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

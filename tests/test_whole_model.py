@@ -9,7 +9,7 @@ from test_pack import adapter, job_of, pack_of
 from tiny_models import tiny_llama_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedule_with_warmup
 
-from cluster.catalog import find
+from cluster.catalog import all_models, find
 from cluster.home import kajiya_home
 from cluster.manifest import DataSource, Manifest
 from train_jobs.batches import DataOrder
@@ -80,6 +80,9 @@ def test_full_fine_tuning_equals_a_plain_loop_and_its_model_loads(job: TrainJob,
     assert sorted(path.name for path in home.iterdir()) == ["v1", "v2"]
     assert Manifest.model_validate_json((folders[1] / "manifest.json").read_text()).version == 2
     assert find(str(folders[0])).num_parameters() == job.card.num_parameters()
+    name = f"{job.card.name}-whole-v2"
+    assert find(name).model_id == str(folders[1])
+    assert name in [card.name for card in all_models()]
     loaded = AutoModelForCausalLM.from_pretrained(folders[0])
     for name, weight in pack.model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], weight)

@@ -119,10 +119,12 @@ def _keep(weights: Path, manifest: Manifest, card: ModelCard) -> Path:
     from train_jobs.full_models import keep_model
 
     folder = keep_model(weights, card, manifest)
+    name = f"{card.name}-{manifest.name}-{folder.name}"
     before, after = manifest.metrics["held_out_loss_before"], manifest.metrics["held_out_loss_after"]
     announce(
         "registered",
-        f"wrote the model {folder}: held-out loss {before:.4f} -> {after:.4f}. Serve it with `kajiya up {folder}`",
+        f"wrote the model {name} to {folder}: held-out loss {before:.4f} -> {after:.4f}. "
+        f"Serve it with `kajiya up {name}`",
         version=str(folder),
     )
     return folder
