@@ -6,6 +6,14 @@ from cluster.memory import VALUE_BYTES
 from cluster.model_card import ModelCard
 from cluster.presets import DType, Method
 
+CPU_PASS_TOKENS = 512
+"""Tokens of one adapter that go through a CPU at once: enough for fast products with the weights."""
+
+
+def num_cpu_passes(num_tokens: int, *, num_samples: int) -> int:
+    """Return in how many passes a CPU takes the samples of a micro-batch, to keep less for backward; none is cut."""
+    return max(1, min(num_samples, -(-num_tokens // CPU_PASS_TOKENS)))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ActivationRow:

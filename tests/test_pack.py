@@ -189,3 +189,18 @@ def test_what_samples_have_in_common_has_the_same_dropout_however_a_batch_is_cut
         assert pack.opening == opening
         found[accumulation] = [train_step(pack, running(pack, step)).losses[0] for step in range(4)]
     assert found[1] == pytest.approx(found[2], abs=1e-5)
+
+
+def test_a_batch_in_short_passes_has_the_losses_and_norms_of_one_pass(
+    card: ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for limit in (512, 20):  # of a batch that has more than 20 tokens
+        monkeypatch.setattr("cluster.activations.CPU_PASS_TOKENS", limit)
+        pack = pack_of(job_of(card, adapter(1, dropout=0.3)))
+        calls: list[int] = []
+        pack.module.register_forward_pre_hook(lambda *_: calls.append(1))  # noqa: B023 -- called within its round
+        made = train_step(pack, {0: 0})
+        assert (len(calls) == 1) == (limit == 512)
+        found.append([*made.losses, *made.grad_norms])
+    assert found[0] == pytest.approx(found[1], abs=1e-5)

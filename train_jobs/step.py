@@ -4,12 +4,13 @@ K = adapters in the pass.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from accelerate.utils import DistributedType
 
+from cluster.activations import num_cpu_passes
 from cluster.models.banked_linear import mix
 from cluster.models.whole_model import WholeModel
 from train_jobs.batches import MicroBatch, chunk, collate, passes_of
@@ -65,11 +66,11 @@ def train_step(pack: Pack, steps: Mapping[int, int]) -> PackStep:
         with accelerator.accumulate(pack.module):
             for part in _passes(pack, active, batches):
                 slots = [active[i] for i in part]
-                batch, keys = _micro_batch(pack, steps, {active[i]: batches[i] for i in part}, micro_step)
-                with pack.routed(batch, slots, dropout_keys=keys):
-                    block_sums = pack.module(batch)
-                    accelerator.backward((block_sums / num_trained[part.start : part.stop]).sum() * factor)
-                sums[part.start : part.stop] += block_sums.detach()
+                for batch, keys in _micro_batches(pack, steps, {active[i]: batches[i] for i in part}, micro_step):
+                    with pack.routed(batch, slots, dropout_keys=keys):
+                        block_sums = pack.module(batch)
+                        accelerator.backward((block_sums / num_trained[part.start : part.stop]).sum() * factor)
+                    sums[part.start : part.stop] += block_sums.detach()
             if accelerator.sync_gradients:
                 pack.complete_gradients()
                 norms = _clip(pack, active)
@@ -126,21 +127,42 @@ def _passes(pack: Pack, active: Sequence[int], batches: Sequence[Sequence[int]])
     return passes_of(per_pass, limit=PASS_TOKENS)
 
 
-def _micro_batch(
+def _micro_batches(
     pack: Pack, steps: Mapping[int, int], batches: Mapping[int, Sequence[int]], micro_step: int
-) -> tuple[MicroBatch, list[int]]:
-    """Return this worker's samples, a block per adapter, and the key of each segment's dropout."""
+) -> Iterator[tuple[MicroBatch, list[int]]]:
+    """Yield this worker's samples, a block per adapter, and the key of each segment's dropout, pass by pass."""
     job, accelerator = pack.job, pack.accelerator
     num_chunks = job.gradient_accumulation_steps * accelerator.num_processes
     index = micro_step * accelerator.num_processes + accelerator.process_index
+    chunks = {slot: chunk(len(batch), num_chunks, index) for slot, batch in batches.items()}
+    num_passes = _num_cuts(pack, batches, chunks)
+    for number in range(num_passes):  # cut as micro-batches are: each pass gets short and long samples
+        yield _micro_batch(pack, steps, batches, {slot: chunks[slot][number::num_passes] for slot in batches})
+
+
+def _num_cuts(pack: Pack, batches: Mapping[int, Sequence[int]], chunks: Mapping[int, range]) -> int:
+    """Return in how many passes an adapter that goes alone takes its samples."""
+    is_alone = len(batches) == 1 and pack.accelerator.distributed_type == DistributedType.NO
+    if not is_alone or pack.accelerator.device.type != "cpu":
+        return 1
+    ((slot, batch),) = batches.items()
+    lengths = pack.runs[slot].order.lengths[[batch[i] for i in chunks[slot]]]
+    num_tokens = int(lengths.sum()) - max(0, len(lengths) - 1) * len(pack.opening)
+    return num_cpu_passes(num_tokens, num_samples=len(lengths))
+
+
+def _micro_batch(
+    pack: Pack, steps: Mapping[int, int], batches: Mapping[int, Sequence[int]], chosen: Mapping[int, range]
+) -> tuple[MicroBatch, list[int]]:
+    """Return the `chosen` samples of the batches, a block per adapter, and the key of each segment's dropout."""
     blocks: list[Sequence[Sample]] = []
     keys: list[int] = []
     for slot, batch in batches.items():
-        positions = chunk(len(batch), num_chunks, index)
-        blocks.append([job.samples[batch[i]] for i in positions] or [FILLER])
+        positions = chosen[slot]
+        blocks.append([pack.job.samples[batch[i]] for i in positions] or [FILLER])
         keys += [mix(pack.runs[slot].job.seed, steps[slot], i) for i in positions] or [0]
     # NEFTune's noise goes by a sample's length, which an opening that several share does not have.
     is_noisy = any(pack.runs[slot].job.neftune_noise_alpha for slot in batches)
-    made = collate(blocks, device=accelerator.device, opening=() if is_noisy else pack.opening)
+    made = collate(blocks, device=pack.accelerator.device, opening=() if is_noisy else pack.opening)
     shared = [mix(pack.runs[slot].job.seed, steps[slot], OPENING) for slot in batches]
     return made, [shared[s.block] if s.sample is None else keys[s.sample] for s in made.segments]
