@@ -1,12 +1,18 @@
-"""What HTTP, keys and the ingress cost: the engine called in this process beside the whole application."""
+"""What HTTP, keys and the ingress cost: the engine, called in a process of its own, beside the whole application."""
 
 import asyncio
 import statistics
 import time
+from concurrent.futures import Executor, ProcessPoolExecutor
+from multiprocessing import get_context
 
+from benchmarks.adapter_files import MODEL
 from benchmarks.bench import Bench
 from benchmarks.claims import Claim, Result
 from benchmarks.load import question, run_round, spread
+from cluster.catalog import find
+from cluster.hardware import detect
+from cluster.plan import plan_serving
 from serve_apps.engine import Engine, Progress
 from serve_apps.runtime import Runtime, start_runtime
 from serve_apps.sampling import Sampling
@@ -17,14 +23,10 @@ NUM_SINGLE = 30
 
 def measure(bench: Bench) -> Result:
     """Return speeds at all streams and times to the first token at one, from alternating rounds."""
-    runtime = start_runtime(bench.plan)
-    assert isinstance(runtime.engine, Engine)
-    try:
-        prompts = [_prompt(runtime, question(i)) for i in range(bench.num_streams)]
-        alone, through = _speeds(bench, runtime.engine, prompts)
-        first_alone, first_through = _first_times(bench, runtime.engine, prompts)
-    finally:
-        runtime.engine.stop()
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), initializer=_start) as engine:
+        alone, through = _speeds(bench, engine)
+        first_alone, first_through = _first_times(bench, engine)
+        engine.submit(_stop).result()
     lost = 1 - statistics.median(through) / statistics.median(alone)
     added = statistics.median(first_through) - statistics.median(first_alone)
     return Result(
@@ -42,28 +44,50 @@ def measure(bench: Bench) -> Result:
     )
 
 
-def _speeds(bench: Bench, engine: Engine, prompts: list[list[int]]) -> tuple[list[float], list[float]]:
+def _speeds(bench: Bench, engine: Executor) -> tuple[list[float], list[float]]:
     alone, through = [], []
     for number in range(bench.num_rounds + 1):
-        begin = time.perf_counter()
-        tokens, _ = asyncio.run(_ask(engine, prompts, max_tokens=bench.max_tokens))
-        here = tokens / (time.perf_counter() - begin)
+        tokens, seconds, _ = engine.submit(_round, bench.num_streams, bench.max_tokens).result()
         measured = asyncio.run(run_round(bench.kajiya(), num_streams=bench.num_streams, max_tokens=bench.max_tokens))
         if number:
-            alone.append(here)
+            alone.append(tokens / seconds)
             through.append(measured.tokens_per_s(bench.tokenizer))
     return alone, through
 
 
-def _first_times(bench: Bench, engine: Engine, prompts: list[list[int]]) -> tuple[list[float], list[float]]:
+def _first_times(bench: Bench, engine: Executor) -> tuple[list[float], list[float]]:
     alone, through = [], []
     for number in range(NUM_SINGLE + 1):
-        _, first_s = asyncio.run(_ask(engine, [prompts[0]], max_tokens=4))
+        _, _, first_s = engine.submit(_round, 1, 4).result()
         measured = asyncio.run(run_round(bench.kajiya(), num_streams=1, max_tokens=4))
         if number:
             alone.append(1000 * first_s)
             through.append(1000 * measured.median_first_s)
     return alone, through
+
+
+# What follows runs in the engine's process: there, as in a replica, nothing else computes.
+_runtime: list[Runtime] = []
+
+
+def _start() -> None:
+    _runtime.append(start_runtime(plan_serving(find(MODEL), detect())))
+
+
+def _stop() -> None:
+    engine = _runtime[0].engine
+    assert isinstance(engine, Engine)
+    engine.stop()
+
+
+def _round(num_streams: int, max_tokens: int) -> tuple[int, float, float]:
+    """Return the tokens of all answers, the seconds to the last, and to the first of the first."""
+    (runtime,) = _runtime
+    assert isinstance(runtime.engine, Engine)
+    prompts = [_prompt(runtime, question(i)) for i in range(num_streams)]
+    begin = time.perf_counter()
+    tokens, first_s = asyncio.run(_ask(runtime.engine, prompts, max_tokens=max_tokens))
+    return tokens, time.perf_counter() - begin, first_s
 
 
 def _prompt(runtime: Runtime, text: str) -> list[int]:
