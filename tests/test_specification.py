@@ -125,7 +125,7 @@ def test_ranks_outside_of_4_to_64_are_warned_of(r: int) -> None:
 
 
 @pytest.mark.parametrize("name", BATCHES)
-@pytest.mark.parametrize(("column", "precision"), enumerate(("fp16", "int8", "nf4")))
+@pytest.mark.parametrize(("column", "precision"), [(0, "fp16"), (1, "int8"), (2, "nf4")])
 def test_batch_sizes_are_the_tables_or_what_fits_with_the_same_step(
     name: str, column: int, precision: Precision
 ) -> None:
