@@ -5,6 +5,7 @@ it, and the replicas import it at the same time, each on a core of its own.
 """
 
 import gc
+import os
 from typing import Any
 
 from fastapi import FastAPI
@@ -31,7 +32,7 @@ class IngressReplica:
     def __init__(
         self, llm_deployments: dict[str, Any], facts: dict[str, ModelFacts], address: Address | None = None
     ) -> None:
-        gc.set_threshold(GC_THRESHOLD)
+        _prepare_imports()
         from serve_apps.http_app import serving_app
         from serve_apps.ingress import Ingress
 
@@ -46,7 +47,7 @@ class ModelReplica:
     """A `TransformersServer` for `plan`, with its methods."""
 
     def __init__(self, plan: ServingPlan, wish: ModelArgs) -> None:
-        gc.set_threshold(GC_THRESHOLD)
+        _prepare_imports()
         from serve_apps.llm_configs import llm_config_of
         from serve_apps.server import TransformersServer
 
@@ -57,6 +58,12 @@ class ModelReplica:
         if name == "_server":  # it is not made yet
             raise AttributeError(name)
         return getattr(self._server, name)
+
+
+def _prepare_imports() -> None:
+    gc.set_threshold(GC_THRESHOLD)
+    # vLLM would set up logging when it is imported, for which Python closes the handlers that Serve has made.
+    os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")
 
 
 def model_deployment(plan: ServingPlan, wish: ModelArgs) -> serve.Application:
