@@ -19,6 +19,8 @@ from transformers import (
     StableLmConfig,
 )
 
+from cluster.catalog import find
+from cluster.models.base import load_base
 from serve_apps.engine import Engine, EngineStopped, Occupancy, Progress
 from serve_apps.sampling import Sampling
 
@@ -85,10 +87,7 @@ def test_twenty_requests_at_once_answer_as_generate_does(name: str) -> None:
 
 
 def test_the_embedded_model_in_4_bit_answers_twenty_prompts_as_generate_does(smollm2: Path) -> None:
-    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-    model = AutoModelForCausalLM.from_pretrained(
-        smollm2, dtype=torch.float32, quantization_config=quantization, device_map={"": "cpu"}
-    ).eval()
+    model = load_base(find("smollm2-135m-instruct"), precision="nf4").model
     num_tokens, prompts = 4, [prompt[:12] for prompt in PROMPTS]  # one row in 4 bit takes half a second a token
     theirs = [generate(model, prompt, num_tokens) for prompt in prompts]
     engine = Engine(model, limits())

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit
+from tiny_models import tiny_llama_folder
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, StableLmConfig, StableLmForCausalLM
 
 from cluster.catalog import find
@@ -39,6 +41,20 @@ def test_quantized_weights_take_the_memory_of_their_bits(smollm2: Path) -> None:
 def _linear_bytes(model: torch.nn.Module) -> int:
     inner = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "lm_head" not in n]
     return sum(m.weight.numel() * m.weight.element_size() for m in inner)
+
+
+def test_4_bit_layers_compute_in_float32_on_a_cpu_that_has_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    base = load_base(find(str(tiny_llama_folder(tmp_path / "tiny"))), precision="nf4")
+    layer = base.model.get_submodule("model.layers.0.mlp.down_proj")
+    x = torch.randn(3, layer.in_features)
+    with torch.no_grad():
+        first = layer(x)
+    weight = dequantize_4bit(layer.weight, layer.weight.quant_state)
+    assert torch.allclose(first, x @ weight.T, atol=1e-5)
+    assert layer(x.requires_grad_()).requires_grad
 
 
 def test_the_embedded_weights_are_the_dequantized_gguf_to_the_bit(smollm2: Path) -> None:

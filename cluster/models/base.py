@@ -61,7 +61,22 @@ def load_base(
         attn_implementation=attn_implementation,
         **_hub_kwargs(card),
     )
+    if precision == "nf4":
+        _keep_compute_type(model)
     return LoadedBase(card=card, precision=precision, model=model.eval(), tokenizer=load_tokenizer(card))
+
+
+def _keep_compute_type(model: PreTrainedModel) -> None:
+    """Let 4-bit layers compute in the type they were loaded for, on every CPU.
+
+    On one with AVX512-BF16, bitsandbytes packs a layer's weights anew at its first pass without gradients, and from
+    then on computes in bfloat16, whatever was asked for, and without gradients: an evaluation would end training.
+    """
+    from bitsandbytes.nn import Linear4bit  # a second's work, which other precisions do without
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def load_tokenizer(card: ModelCard) -> PreTrainedTokenizerBase:
