@@ -6,12 +6,12 @@ imports, on an empty Ray Serve, to the first text of a stream.
 
 import asyncio
 import statistics
-import subprocess
 import sys
 import time
 
 from benchmarks.adapter_files import MODEL
 from benchmarks.bench import Bench
+from benchmarks.child import run_module
 from benchmarks.claims import Claim, Result
 from benchmarks.load import Target, run_round, spread
 from benchmarks.servers import run_kajiya, run_ray_serve_llm, serve_instance
@@ -25,9 +25,7 @@ def measure(bench: Bench) -> Result:
     seconds: dict[str, list[float]] = {OURS: [], RAY_SERVE_LLM: []}
     for _ in range(NUM_STARTS):
         for name, measured in seconds.items():
-            command = [sys.executable, "-m", "benchmarks.start", name, str(bench.model_folder), bench.key]
-            done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-            measured.append(float(done.stdout.split()[-1]))
+            measured.append(run_module("benchmarks.start", name, str(bench.model_folder), bench.key))
     ours, peer = (statistics.median(measured) for measured in seconds.values())
     return Result(
         numbers={name: spread(measured) for name, measured in seconds.items()},

@@ -6,13 +6,12 @@ be seen beside it; the tokenizer is SmolLM2's.
 """
 
 import argparse
-import json
-import subprocess
 import sys
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.child import run_module
 from benchmarks.claims import Claim, print_claims
 
 MIB = 2**20
@@ -30,9 +29,7 @@ PROCESSES = {
 
 def measure(num_samples: int) -> dict[str, float]:
     """Return the numbers of one size."""
-    command = [sys.executable, "-m", "benchmarks.streaming_run", str(num_samples)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    numbers: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    numbers: dict[str, float] = run_module("benchmarks.streaming_run", str(num_samples))
     return numbers
 
 

@@ -8,8 +8,6 @@ import importlib.util
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +17,7 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from benchmarks.adapter_files import MODEL
+from benchmarks.child import run_module
 from benchmarks.claims import Claim, Result, conclude, print_result
 from benchmarks.dialogues import mixed_dialogues
 from benchmarks.load import spread
@@ -70,9 +69,7 @@ def alternate(settings: RunSettings, num_rounds: int) -> dict[str, list[RunNumbe
     runs: dict[str, list[RunNumbers]] = {OURS: [], TRL: []}
     for _ in range(num_rounds):
         for name, numbers in runs.items():
-            command = [sys.executable, "-m", "benchmarks.training_run", name, json.dumps(asdict(settings))]
-            done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-            numbers.append(RunNumbers(**json.loads(done.stdout.splitlines()[-1])))
+            numbers.append(RunNumbers(**run_module("benchmarks.training_run", name, json.dumps(asdict(settings)))))
     return runs
 
 

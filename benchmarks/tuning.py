@@ -7,8 +7,6 @@ pack should gain on a GPU, by arithmetic and bandwidth alone.
 import argparse
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -21,6 +19,7 @@ from rich.table import Table
 
 from benchmarks import pack_roofline
 from benchmarks.adapter_files import MODEL
+from benchmarks.child import run_module
 from benchmarks.claims import Claim, Result, conclude, print_result
 from benchmarks.load import spread
 from benchmarks.tuning_alone import AloneNumbers
@@ -76,9 +75,11 @@ def compare(name: str, num_trials: int) -> Result:
     """Return what one search of each takes."""
     with TemporaryDirectory(prefix="kajiya-bench-") as folder:
         settings = settings_of(SCHEDULERS[name], num_trials, Path(folder))
-        found = {who: SearchNumbers(**_run(module, asdict(settings))) for who, module in MODULES.items()}
+        found = {
+            who: SearchNumbers(**run_module(module, json.dumps(asdict(settings)))) for who, module in MODULES.items()
+        }
     ours, peer = found[OURS], found[PEER]
-    alone = [AloneNumbers(**_run("benchmarks.tuning_alone", asked)) for asked in _asked_alone(ours)]
+    alone = [AloneNumbers(**run_module("benchmarks.tuning_alone", json.dumps(one))) for one in _asked_alone(ours)]
     off = max(_difference(numbers, run.losses) for numbers, run in zip(ours.losses, alone, strict=False))
     copies = len(ours.points) * max(run.peak_bytes for run in alone)
     return Result(
@@ -154,7 +155,9 @@ def gains() -> dict[str, Result]:
                 "num_steps": 3,
                 "num_threads": os.cpu_count() or 1,
             }
-            rates = {int(count): rate for count, rate in _run("benchmarks.tuning_gain", settings).items()}
+            rates = {
+                int(count): rate for count, rate in run_module("benchmarks.tuning_gain", json.dumps(settings)).items()
+            }
             num_tokens = MICRO_BATCH * tokens_per_row
             results[f"{precision}, {num_tokens} tokens a step"] = gain_result(rates, precision, num_tokens)
     return results
@@ -196,13 +199,6 @@ def predict(gpu: str, model: str, console: Console) -> None:
         table.add_row(f"{num_tokens:,} tokens a step", *(f"{gain:.2f} x" for gain in gains_))
     console.print(table)
     console.print("A prediction from the data sheet's rates, which no run reaches; not measured.")
-
-
-def _run(module: str, settings: dict[str, Any]) -> dict[str, Any]:
-    command: Sequence[str] = [sys.executable, "-m", module, json.dumps(settings)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    read: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return read
 
 
 if __name__ == "__main__":
