@@ -37,10 +37,12 @@ def test_a_missing_package_is_one_line_that_says_what_to_install(monkeypatch: py
 
 def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    tracker = open_tensorboard(tmp_path / "run", {"plan": "| r | 8 |"})
+    tracker = open_tensorboard(tmp_path / "run")
+    tracker.write({"plan": "| r | 8 |"})
     tracker.add(curve(1, 2))
     tracker.add([*curve(1, 2, 3), *curve(2, name="held_out/loss")])
-    tracker.close({"answers": "| a |"}, is_finished=True)
+    tracker.write({"answers": "| a |"})
+    tracker.close(is_finished=True)
     read = EventAccumulator(str(tmp_path / "run"))
     read.Reload()
     assert [(event.step, event.value) for event in read.Scalars("train/loss")] == [
@@ -56,9 +58,9 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
 
 def test_a_resumed_run_writes_its_event_files_anew() -> None:
     for steps in ((1, 2, 3), (1, 2)):
-        tracker = open_tracker("tensorboard", "shop-1", {})
+        tracker = open_tracker("tensorboard", "shop-1")
         tracker.add(curve(*steps))
-        tracker.close({}, is_finished=False)
+        tracker.close(is_finished=False)
     read = EventAccumulator(str(kajiya_home() / "tracking" / "tensorboard" / "shop-1"))
     read.Reload()
     assert [event.step for event in read.Scalars("train/loss")] == [1, 2]
@@ -135,14 +137,17 @@ def client(monkeypatch: pytest.MonkeyPatch) -> type[Client]:
 
 
 def test_a_resumed_run_goes_on_behind_what_mlflow_has(client: type[Client]) -> None:
-    first = open_tracker("mlflow", "shop-1", {"plan": "| r | 8 |"})
+    first = open_tracker("mlflow", "shop-1")
+    first.write({"plan": "| r | 8 |"})
     first.add(curve(1, 2, 3))
-    first.close({}, is_finished=False)
+    first.close(is_finished=False)
     assert client.runs["id-shop-1"].info.status == "FAILED"
-    again = open_mlflow("shop-1", {"plan": "| r | 8 |"})
+    again = open_mlflow("shop-1")
+    again.write({"plan": "| r | 8 |"})
     assert client.runs["id-shop-1"].info.status == "RUNNING"
     again.add(curve(1, 2, 3, 4))
-    again.close({"answers": "| a |"}, is_finished=True)
+    again.write({"answers": "| a |"})
+    again.close(is_finished=True)
     (run,) = client.runs.values()
     assert [(name, step) for name, _, _, step in run.logged] == [("train/loss", step) for step in (1, 2, 3, 4)]
     assert run.texts == {"plan.md": "| r | 8 |", "answers.md": "| a |"}
@@ -152,12 +157,12 @@ def test_a_resumed_run_goes_on_behind_what_mlflow_has(client: type[Client]) -> N
 def test_mlflow_lies_under_the_home_or_where_the_user_says(
     client: type[Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert open_mlflow("shop-1", {}).uri == f"sqlite:///{kajiya_home()}/tracking/mlflow.db"
+    assert open_mlflow("shop-1").uri == f"sqlite:///{kajiya_home()}/tracking/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker:5000")
-    assert open_mlflow("shop-2", {}).uri == "http://tracker:5000"
+    assert open_mlflow("shop-2").uri == "http://tracker:5000"
 
 
 def test_a_server_that_is_down_is_said_before_anything_starts(client: type[Client]) -> None:
     client.is_down = True
     with pytest.raises(TrackerUnusable, match=r"does not take the run \(no connection\)"):
-        open_mlflow("shop-1", {})
+        open_mlflow("shop-1")

@@ -103,7 +103,10 @@ class Down:
     def add(self, points: object) -> None:  # noqa: ARG002
         raise TrackerUnusable("the server is gone")
 
-    def close(self, texts: object, *, is_finished: bool) -> None:  # noqa: ARG002
+    def write(self, texts: object) -> None:  # noqa: ARG002
+        raise AssertionError
+
+    def close(self, *, is_finished: bool) -> None:  # noqa: ARG002
         raise AssertionError
 
 

@@ -52,8 +52,11 @@ class Tracker(Protocol):
     def add(self, points: Sequence[Point]) -> None:
         """Write the points that are not there yet; those of a curve come in the order of their steps."""
 
-    def close(self, texts: Mapping[str, str], *, is_finished: bool) -> None:
-        """Write the texts, and that the run has ended."""
+    def write(self, texts: Mapping[str, str]) -> None:
+        """Write the texts, by title."""
+
+    def close(self, *, is_finished: bool) -> None:
+        """Write that the run has ended."""
 
 
 def check_tracker(name: TrackerName | None) -> None:
@@ -65,17 +68,17 @@ def check_tracker(name: TrackerName | None) -> None:
         raise MissingTracker(f"--track {name} needs the package {package}: pip install {package}, or leave it out.")
 
 
-def open_tracker(name: TrackerName, run: str, texts: Mapping[str, str]) -> Tracker:
-    """Return the place of `run` in the tracker, with `texts` (parameters, mostly) in it.
+def open_tracker(name: TrackerName, run: str) -> Tracker:
+    """Return the place of `run` in the tracker.
 
     A run that is resumed goes on where it was.
 
     Raises:
-        TrackerUnusable: It does not take them.
+        TrackerUnusable: It does not take the run.
     """
     if name == "tensorboard":
-        return open_tensorboard(make_home_folder(f"tracking/tensorboard/{run}"), texts)
-    return open_mlflow(run, texts)
+        return open_tensorboard(make_home_folder(f"tracking/tensorboard/{run}"))
+    return open_mlflow(run)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,22 +100,22 @@ class TensorBoard:
             self.writer.add_scalar(point.curve, point.value, point.step)
         self.writer.flush()
 
-    def close(self, texts: Mapping[str, str], *, is_finished: bool) -> None:  # noqa: ARG002
-        """Write the texts."""
+    def write(self, texts: Mapping[str, str]) -> None:
+        """Write the texts, by title."""
         for title, text in texts.items():
             self.writer.add_text(title, text)
+
+    def close(self, *, is_finished: bool) -> None:  # noqa: ARG002 (TensorBoard does not tell ended runs from others)
+        """Put everything on disk."""
         self.writer.close()
 
 
-def open_tensorboard(folder: Path, texts: Mapping[str, str]) -> TensorBoard:
+def open_tensorboard(folder: Path) -> TensorBoard:
     """Return the run in `folder`, emptied."""
     from tensorboardX import SummaryWriter
 
     shutil.rmtree(folder)
-    tracker = TensorBoard(folder=folder, writer=SummaryWriter(str(folder)), last_steps={})
-    for title, text in texts.items():
-        tracker.writer.add_text(title, text)
-    return tracker
+    return TensorBoard(folder=folder, writer=SummaryWriter(str(folder)), last_steps={})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,15 +142,19 @@ class MLflow:
             for begin in range(0, len(metrics), BATCH):
                 self.client.log_batch(self.run_id, metrics=metrics[begin : begin + BATCH])
 
-    def close(self, texts: Mapping[str, str], *, is_finished: bool) -> None:
-        """Write the texts as files, and that the run has ended."""
+    def write(self, texts: Mapping[str, str]) -> None:
+        """Write the texts as files, by title."""
         with _refusals(self.uri):
             for title, text in texts.items():
                 self.client.log_text(self.run_id, text, f"{title}.md")
+
+    def close(self, *, is_finished: bool) -> None:
+        """Write that the run has ended."""
+        with _refusals(self.uri):
             self.client.set_terminated(self.run_id, "FINISHED" if is_finished else "FAILED")
 
 
-def open_mlflow(run: str, texts: Mapping[str, str]) -> MLflow:
+def open_mlflow(run: str) -> MLflow:
     """Return `run` in MLflow at `MLFLOW_TRACKING_URI`, else in a folder under `KAJIYA_HOME`."""
     from mlflow.tracking import MlflowClient
 
@@ -157,8 +164,6 @@ def open_mlflow(run: str, texts: Mapping[str, str]) -> MLflow:
     with _refusals(uri):
         client = MlflowClient(tracking_uri=uri)
         run_id = _run_id(client, run, artifact_location=None if wanted else str(home / "mlflow"))
-        for title, text in texts.items():
-            client.log_text(run_id, text, f"{title}.md")
         curves = client.get_run(run_id).data.metrics
         last_steps = {curve: _last_step(client, run_id, curve) for curve in curves}
     return MLflow(client=client, run_id=run_id, uri=uri, last_steps=last_steps)

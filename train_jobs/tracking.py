@@ -58,11 +58,10 @@ class Followed:
         with self.trouble_is_a_warning():
             if self.tracker is None:
                 return
-            texts = {}
             if self.outcome is not None:
-                texts["answers"] = answers_table(data, self.outcome)
+                self.tracker.write({"answers": answers_table(data, self.outcome)})
                 self.tracker.add(outcome_points(self.outcome))
-            self.tracker.close(texts, is_finished=self.outcome is not None)
+            self.tracker.close(is_finished=self.outcome is not None)
 
     @contextmanager
     def trouble_is_a_warning(self) -> Iterator[None]:
@@ -84,7 +83,8 @@ def followed(name: TrackerName | None, run: RunStore, plan: TrainingPlan, data: 
     if name is None:
         yield Followed(run=run, tracker=None)
         return
-    tracker = open_tracker(name, run.run, {"plan": plan_table(plan), "data": data_table(data)})
+    tracker = open_tracker(name, run.run)
+    tracker.write({"plan": plan_table(plan), "data": data_table(data)})
     announce("tracking", f"curves: {tracker.place}", place=tracker.place)
     one = Followed(run=run, tracker=tracker)
     thread = threading.Thread(target=one.watch, name="tracking", daemon=True)
