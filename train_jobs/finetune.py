@@ -42,7 +42,7 @@ def finetune(asked: Request | Resume) -> AdapterVersion | Path:
     plan = check(request)
 
     # From here on it takes seconds: torch, transformers and Ray are imported.
-    from train_jobs.prepare import build_job, describe, read_data
+    from train_jobs.prepare import build_job, describe, read_data, tell_acceptance
 
     run = run or new_run(request.name, request.storage)
     data = read_data(request, plan)
@@ -50,6 +50,7 @@ def finetune(asked: Request | Resume) -> AdapterVersion | Path:
     for warning in plan.warnings:
         announce("warning", warning)
     announce("plan", describe(plan.card, plan, job))
+    tell_acceptance(plan)
     if record is None:
         run.write_record(RunRecord.of(request, data.file.sha256, job).model_dump_json(indent=2).encode())
     else:

@@ -15,7 +15,7 @@ from train_jobs.head_loss import HeadLoss
 from train_jobs.tokens import IGNORED
 
 
-class UnsupportedModelError(UserError, NotImplementedError):
+class UnsupportedModelError(UserError, ValueError):
     """A model whose logits are more than its head on its last hidden states."""
 
 
@@ -24,7 +24,6 @@ class PackLoss(nn.Module):
 
     It calls the decoder and then the head on the labelled positions alone. Logits are often the largest tensor of a
     step, and two thirds of a chat sample have no label.
-
     """
 
     def __init__(self, model: PreTrainedModel) -> None:

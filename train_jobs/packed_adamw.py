@@ -53,10 +53,8 @@ class PackedAdamW(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override] # noqa: ARG002 (it computes no losses)
         """Update the active adapters by their gradients."""
-        if closure is not None:
-            raise NotImplementedError("PackedAdamW takes no closure")
         for group in self.param_groups:
             for slot in _active(group):
                 self._update(group, slot)

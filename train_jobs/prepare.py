@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from cluster.model_card import ModelCard
 from cluster.models.adapter_spec import AdapterSpec
@@ -20,6 +19,7 @@ from train_jobs.progress import announce
 from train_jobs.questions import run_questions
 from train_jobs.token_block import TokenRule
 from train_jobs.token_cache import token_store
+from train_jobs.token_store import TokenStore
 from train_jobs.tokenized import TokenizedData
 
 NUM_CHECKPOINTS = 10
@@ -55,28 +55,49 @@ def read_data(request: Request, plan: TrainingPlan) -> Data:
         DataError: A file that cannot be trained on; file, line and reason are named.
         StoreNotWritable: There is no room for the tokens.
     """
-    card = plan.card
-    rule = TokenRule(max_length=plan.max_length, stop_token_ids=tuple(card.stop_token_ids), train_on=request.train_on)
     sha256 = source_sha256(request.data)
-    store = token_store(request.data, sha256, card, rule)
+    store = token_store(request.data, sha256, plan.card, _rule_of(request, plan))
     if request.eval_data is None:
         numbers: Sequence[int] = held_out_examples(store.facts.num_examples, seed=request.seed)
-        is_held_out = np.isin(store.examples, numbers)
-        train, held_out = (store.take(np.flatnonzero(mask).astype(np.int32)) for mask in (~is_held_out, is_held_out))
+        train, held_out = _parted(store, numbers)
+        num_cut = 0
     else:
         numbers = range(MAX_HELD_OUT)
-        train, held_out = store, token_store(request.eval_data, source_sha256(request.eval_data), card, rule)
+        eval_sha256 = source_sha256(request.eval_data)
+        train, held_out = store, token_store(request.eval_data, eval_sha256, plan.card, _rule_of(request, plan))
+        num_cut = held_out.facts.num_cut
     asked = examples_at(request.eval_data or request.data, numbers)
-    tokenizer = load_tokenizer(card)
     data = Data(
         file=Source(name=source_name(request.data), sha256=sha256, format=store.facts.format),
         train=TokenizedData(samples=train, num_cut=store.facts.num_cut),
-        held_out=TokenizedData(samples=held_out, num_cut=0 if request.eval_data is None else held_out.facts.num_cut),
-        questions=run_questions(asked, tokenizer),
+        held_out=TokenizedData(samples=held_out, num_cut=num_cut),
+        questions=run_questions(asked, load_tokenizer(plan.card)),
     )
     _announce(data, plan)
-    _tell_acceptance(plan, tokenizer)
     return data
+
+
+def train_samples(request: Request, plan: TrainingPlan) -> TokenStore:
+    """Return the samples that `read_data` would train on; raises what it raises."""
+    store = token_store(request.data, source_sha256(request.data), plan.card, _rule_of(request, plan))
+    if request.eval_data is not None:
+        return store
+    train, _ = _parted(store, held_out_examples(store.facts.num_examples, seed=request.seed))
+    return train
+
+
+def _rule_of(request: Request, plan: TrainingPlan) -> TokenRule:
+    """Return how the run's text becomes tokens."""
+    return TokenRule(
+        max_length=plan.max_length, stop_token_ids=tuple(plan.card.stop_token_ids), train_on=request.train_on
+    )
+
+
+def _parted(store: TokenStore, numbers: Sequence[int]) -> tuple[TokenStore, TokenStore]:
+    """Return the samples of all examples but those of `numbers`, and theirs."""
+    is_chosen = np.isin(store.examples, numbers)
+    rest, chosen = (store.take(np.flatnonzero(mask).astype(np.int32)) for mask in (~is_chosen, is_chosen))
+    return rest, chosen
 
 
 def _announce(data: Data, plan: TrainingPlan) -> None:
@@ -161,10 +182,11 @@ def _deepspeed_zero(plan: TrainingPlan) -> dict[str, object] | None:
     return dict(section)
 
 
-def _tell_acceptance(plan: TrainingPlan, tokenizer: PreTrainedTokenizerBase) -> None:
+def tell_acceptance(plan: TrainingPlan) -> None:
     """Say which engines will take the result, and whether Ollama can be given its prompts."""
     decision = next(d for d in plan.decisions if d.field == RESULT_RUNS_ON)
     announce("engines", f"the result will run on {decision.value} ({decision.reason})", engines=decision.value)
+    tokenizer = load_tokenizer(plan.card)
     if tokenizer.chat_template is not None:
         try:
             ollama_template(tokenizer, plan.card.stop_token_ids)

@@ -33,7 +33,7 @@ def search(request: SearchRequest, *, resume: str | None = None) -> AdapterVersi
     """
     plan = check(request)
     # From here on it takes seconds: torch, transformers and Ray are imported.
-    from train_jobs.prepare import read_data
+    from train_jobs.prepare import read_data, tell_acceptance, train_samples
     from tune_spaces.run import as_training_request, run_search
 
     data = read_data(as_training_request(request), plan)
@@ -51,7 +51,8 @@ def search(request: SearchRequest, *, resume: str | None = None) -> AdapterVersi
         shorter = set()
     samples = {trials.plan.max_length: data.train.samples}
     for length in sorted(shorter):
-        samples[length] = read_data(as_training_request(request), replace(plan, max_length=length)).train.samples
+        samples[length] = train_samples(as_training_request(request), replace(plan, max_length=length))
+    tell_acceptance(trials.plan)
     if trials.left_out:
         announce("warning", trials.left_out)
     if trials.alone_because:
