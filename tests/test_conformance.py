@@ -6,114 +6,50 @@ that pass are alike. `ENGINES` says which run here.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 import jsonschema
 import openai
 import pytest
 import torch
+from conformance import (
+    CAPITAL,
+    ENGINES,
+    NOW,
+    SMOLLM2,
+    WEATHER,
+    WITHOUT_EMBEDDINGS,
+    Served,
+    ask,
+    post,
+    prompt_of,
+    served_by,
+    tokenizer,
+)
 from greedy import assert_same, generate
 from openai.types import Completion, CreateEmbeddingResponse, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from peft import PeftModel
 from pydantic import BaseModel
-from registered import manifest_of, peft_folder
-from serving import serving
-from tiny_models import CHATML, byte_tokenizer, lively_tiny_folder, tiny_base
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-
-from cluster.catalog import find
-from cluster.registry import Registry
-from serve_apps.args import ModelArgs, ServeArgs
+from refused_bodies import CHAT, OTHERS
+from tiny_models import tiny_base
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 pytestmark = pytest.mark.cluster
-
-ENGINES: tuple[Literal["transformers", "vllm"], ...] = ("transformers", "vllm")
-WITHOUT_EMBEDDINGS = ("vllm",)
-SMOLLM2 = "smollm2-135m-instruct"
-CAPITAL = "What is the capital of Japan?"
-TEMPLATE = (
-    "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}{# <tool_call> </think> #}" + CHATML
-    + "{% if enable_thinking is defined and enable_thinking %}<think>\n{% endif %}"
-)  # fmt: skip
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "Tell the weather of a city.",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"enum": ["Tokyo", "Oslo"]}, "days": {"type": "integer", "minimum": 1}},
-            "required": ["city", "days"],
-            "additionalProperties": False,
-        },
-    },
-}
-NOW = {"type": "function", "function": {"name": "now", "description": "Tell the time."}}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Served:
-    """An application under test."""
-
-    engine: str
-    url: str
-    tiny: Path
-    adapter: Path
-    """PEFT's folder of `tiny:poet`."""
-
-    @property
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
 
 
 @pytest.fixture(scope="module", params=ENGINES)
 def served(request: pytest.FixtureRequest, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    home = tmp_path_factory.mktemp("conformance")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KAJIYA_REGISTRY", str(home / "registry"))
-        tiny = lively_tiny_folder(home / "tiny-llama", head_dim=32)  # vLLM's attention for CPUs has no narrower heads
-        byte_tokenizer(TEMPLATE).save_pretrained(tiny)
-        adapter = peft_folder(tiny, home / "poet", seed=1)
-        Registry.default().add(adapter, manifest_of(find(str(tiny)), "poet"))
-        models: list[str | ModelArgs] = [
-            ModelArgs(model=SMOLLM2, engine=request.param),
-            ModelArgs(model=str(tiny), engine=request.param, max_num_seqs=8, max_model_len=512),
-        ]
-        with serving(ServeArgs(models=models)) as url:
-            yield Served(engine=request.param, url=url, tiny=tiny, adapter=adapter)
+    with served_by(request.param, tmp_path_factory.mktemp("conformance")) as served:
+        yield served
 
 
 @pytest.fixture(scope="module")
 def reference(smollm2: Path) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
     return model
-
-
-@lru_cache
-def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(folder)
-
-
-def ask(served: Served, question: str = CAPITAL, **fields: Any) -> Any:
-    body = {"model": SMOLLM2, "messages": [{"role": "user", "content": question}], "temperature": 0}
-    return served.client.chat.completions.create(**{**body, **fields})
-
-
-def prompt_of(folder: Path, question: str) -> list[int]:
-    message = [{"role": "user", "content": question}]
-    ids: list[int] = tokenizer(folder).apply_chat_template(message, add_generation_prompt=True, return_dict=False)
-    return ids
-
-
-def post(served: Served, path: str, **body: Any) -> Any:
-    answer = httpx.post(f"{served.url}{path}", json=body, timeout=120)
-    assert answer.status_code == 200, answer.text
-    return answer.json()
 
 
 # Text
@@ -427,40 +363,7 @@ def test_bodies_are_what_the_clients_types_say(served: Served) -> None:
         ChatCompletionChunk.model_validate_json(event.removeprefix("data: "))
 
 
-@pytest.mark.parametrize(
-    ("fields", "status", "param"),
-    [
-        ({"model": "gpt-4"}, 404, "model"),
-        ({"model": f"{SMOLLM2}:nobody"}, 404, "model"),
-        ({"max_tokens": 10**6}, 400, "max_tokens"),
-        ({"max_tokens": 0}, 400, "max_tokens"),
-        ({"temperature": -1}, 400, "temperature"),
-        ({"temperature": -1, "stream": True}, 400, "temperature"),
-        ({"top_p": 2}, 400, "top_p"),
-        ({"frequency_penalty": 3}, 400, "frequency_penalty"),
-        ({"top_logprobs": 2}, 400, "top_logprobs"),
-        ({"logit_bias": {"-1": 1}}, 400, "logit_bias"),
-        ({"n": 10**4}, 400, "n"),
-        ({"stop": [""]}, 400, "stop"),
-        ({"messages": "hello"}, 400, "messages"),
-        ({"messages": []}, 400, "messages"),
-        ({"messages": [{"role": "tool", "content": "1", "tool_call_id": "x"}]}, 400, "messages[0].tool_call_id"),
-        ({"stream_options": {"include_usage": True}}, 400, "stream_options"),
-        ({"tools": [NOW]}, 400, "tools"),
-        ({"tools": []}, 400, "tools"),
-        ({"tool_choice": "required"}, 400, "tool_choice"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "car"}}}}, 400,
-         "response_format"),
-        ({"tools": [NOW], "tool_choice": "required", "response_format": {"type": "json_object"}}, 400,
-         "response_format"),
-        ({"reasoning_effort": "low"}, 400, "reasoning_effort"),
-        ({"store": True}, 400, "store"),
-        ({"prediction": {"type": "content", "content": "x"}}, 400, "prediction"),
-        ({"guided_regex": "a"}, 400, "guided_regex"),
-        ({"prompt_logprobs": 1}, 400, "prompt_logprobs"),
-        ({"echo": True}, 400, "echo"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("fields", "status", "param"), CHAT)
 def test_an_error_names_the_field(served: Served, fields: dict[str, Any], status: int, param: str) -> None:
     body = {"model": SMOLLM2, "messages": [{"role": "user", "content": "q"}]} | fields
     answer = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=60)
@@ -480,19 +383,7 @@ def test_a_prompt_beyond_the_context_is_named_so(served: Served) -> None:
     assert caught.value.code == "context_length_exceeded"
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "param"),
-    [
-        ("/v1/completions", {"prompt": "a", "suffix": "b"}, "suffix"),
-        ("/v1/completions", {"prompt": "a", "best_of": 2}, "best_of"),
-        ("/v1/completions", {"prompt": ""}, "prompt"),
-        ("/v1/embeddings", {"input": "a", "dimensions": 4}, "dimensions"),
-        ("/v1/embeddings", {"input": ""}, "input"),
-        ("/v1/embeddings", {}, "input"),
-        ("/tokenize", {"prompt": "a", "x": 1}, "x"),
-        ("/detokenize", {"tokens": [10**7]}, "tokens"),
-    ],
-)
+@pytest.mark.parametrize(("path", "body", "param"), OTHERS)
 def test_other_endpoints_name_the_field_too(served: Served, path: str, body: dict[str, Any], param: str) -> None:
     answer = httpx.post(f"{served.url}{path}", json={"model": SMOLLM2} | body, timeout=60)
     assert answer.status_code == 400

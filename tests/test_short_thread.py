@@ -3,7 +3,6 @@
 import asyncio
 import time
 from contextvars import ContextVar
-from functools import partial
 
 import psutil
 import pytest
@@ -58,7 +57,7 @@ def test_work_goes_on_to_its_end_when_its_caller_leaves() -> None:
             torch.randn(600, 600) @ torch.randn(600, 600)
             done.append(1)
 
-        task = asyncio.create_task(short_thread.run_async(partial(work)))
+        task = asyncio.create_task(short_thread.run_async(work))
         await gate.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

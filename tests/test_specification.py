@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from test_presets import DEEPSPEED_SECTION
 
 from cluster.catalog import find
 from cluster.catalog_rows import ROWS
@@ -201,18 +202,10 @@ def test_the_deepspeed_json_is_had_at_the_stage_where_it_works() -> None:
     wishes = {"zero_stage": 2, "offload_optimizer": True, "offload_param": True}
     plan = plan_training(find("qwen2.5-14b-instruct"), H100S, method="lora", overrides=wishes)
     assert any(w.startswith("offload_param has no effect at ZeRO stage 2") for w in plan.warnings)
-    cpu = {"device": "cpu", "pin_memory": True}
-    assert zero_optimization(
+    section = zero_optimization(
         stage=plan.zero_stage, offload_optimizer=plan.offload_optimizer, offload_param=plan.offload_param
-    ) == {
-        "stage": 3,  # 2 in the specification
-        "offload_optimizer": cpu,
-        "offload_param": cpu,
-        "overlap_comm": True,
-        "contiguous_gradients": True,
-        "sub_group_size": 1e9,
-        "reduce_bucket_size": 1e6,
-    }
+    )
+    assert section == DEEPSPEED_SECTION
 
 
 def test_plain_data_parallelism_is_ddp() -> None:

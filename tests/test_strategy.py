@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import load_file
 from strategy_processes import Part, Trained, forget, train, train_together
 from test_pack import adapter, job_of
-from tiny_models import byte_tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_models import byte_tokenizer, tiny_llama_folder
 
 from cluster.catalog import find
 from cluster.presets import zero_optimization
@@ -24,30 +23,12 @@ GOES_ON = {"zero3": "zero3", "zero2": "ddp", "ddp": "fsdp", "fsdp": "zero3"}
 """Strategy of the second half of a run -> of the first half."""
 
 
-def odd_llama_folder(folder: Path) -> Path:
-    """Write a tiny model with a tied head, most of whose tensors two workers cannot halve evenly."""
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=259,
-        hidden_size=63,
-        intermediate_size=127,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        num_key_value_heads=1,
-        head_dim=10,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
-
-
 def jobs_for(folder: Path) -> dict[str, TrainJob]:
     """Return the job of each kind; three questions cannot be dealt evenly to two workers."""
-    card = find(str(odd_llama_folder(folder / "tiny")))
+    # A tied head, and tensors that two workers cannot halve evenly.
+    odd = {"vocab_size": 259, "hidden_size": 63, "intermediate_size": 127, "head_dim": 10}
+    heads = {"num_attention_heads": 3, "num_key_value_heads": 1}
+    card = find(str(tiny_llama_folder(folder / "tiny", seed=1, **odd, **heads)))
     prompt_ids = tuple(byte_tokenizer()("<|im_start|>hi").input_ids)
     question = Question(prompt_ids=prompt_ids, answer_contains="\ufffe", max_new_tokens=3)
     noisy = replace(adapter(1, dropout=0.1, steps=NUM_STEPS), neftune_noise_alpha=0.3)

@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,11 @@ import pytest
 import torch
 from greedy import assert_same, generate
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny_models import IM_END, byte_tokenizer
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
-from vllm.config import StructuredOutputsConfig
-from vllm.engine.arg_utils import AsyncEngineArgs
+from tiny_models import IM_END, byte_tokenizer, lively_tiny_folder, tiny_base
+from transformers import PreTrainedModel
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm_loop import NUM_TOKENS, Loop, answer, ids, tokens
 
 from cluster.catalog import find
 from cluster.hardware import detect
@@ -25,49 +23,21 @@ from cluster.plan import ServingPlan, plan_serving
 from serve_apps.engine import EngineStopped, Progress
 from serve_apps.grammar import Grammar, compile_grammar
 from serve_apps.sampling import GREEDY, Sampling
-from serve_apps.vllm_args import engine_kwargs
-from serve_apps.vllm_engine import VllmEngine
 
 pytestmark = pytest.mark.cluster
 
-NUM_TOKENS = 12
 TARGETS = (("q_proj", "v_proj"), ("q_proj", "k_proj", "up_proj"), ("down_proj", "o_proj"), ("gate_proj",))
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama whose heads are as wide as vLLM's attention for CPUs needs them."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-vllm"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=258,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        eos_token_id=IM_END,
-    )
-    model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():  # the usual start repeats one token for ever
-            if parameter.dim() > 1:
-                parameter.mul_(4)
-    model.save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
+    # vLLM's attention for CPUs has no narrower heads.
+    return lively_tiny_folder(tmp_path_factory.mktemp("models") / "tiny-vllm", head_dim=32)
 
 
 @pytest.fixture(scope="module")
 def base(tiny: Path) -> PreTrainedModel:
-    return load(tiny)
-
-
-def load(folder: Path) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return model
+    return tiny_base(tiny)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +46,7 @@ def adapters(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
     home = tmp_path_factory.mktemp("adapters")
     for i, targets in enumerate(TARGETS):
         torch.manual_seed(i)
-        peft = get_peft_model(load(tiny), LoraConfig(r=2 + 2 * i, lora_alpha=8, target_modules=list(targets)))
+        peft = get_peft_model(tiny_base(tiny), LoraConfig(r=2 + 2 * i, lora_alpha=8, target_modules=list(targets)))
         for name, parameter in peft.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.5)
@@ -88,40 +58,6 @@ def adapters(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
 def plan(tiny: Path) -> ServingPlan:
     wishes: dict[str, Any] = {"max_model_len": 256, "max_num_seqs": 16, "num_adapters": 3, "max_lora_rank": 8}
     return plan_serving(find(str(tiny)), detect(), engine="vllm", **wishes)
-
-
-class Loop:
-    """An event loop in a thread, and the engine that lives on it."""
-
-    def __init__(self, plan: ServingPlan) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
-        self.client: AsyncLLM = self.run(self._start(plan))
-        self.engine = VllmEngine(self.client)
-
-    @staticmethod
-    async def _start(plan: ServingPlan) -> AsyncLLM:
-        kwargs = engine_kwargs(plan) | {"model": plan.card.model_id, "distributed_executor_backend": "mp"}
-        kwargs["structured_outputs_config"] = StructuredOutputsConfig(**kwargs["structured_outputs_config"])
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**kwargs))
-
-    @staticmethod
-    async def _cancel_the_rest() -> None:
-        rest = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
-
-    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=120)
-
-    def stop(self) -> None:
-        self.client.shutdown()
-        self.run(self._cancel_the_rest())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
 
 @pytest.fixture(scope="module")
@@ -138,47 +74,10 @@ def loop(plan: ServingPlan, adapters: list[Path]) -> Iterator[Loop]:
             running.stop()
 
 
-async def answer(
-    engine: VllmEngine,
-    name: str,
-    prompt: str,
-    *,
-    slot: int = -1,
-    sampling: Sampling = GREEDY,
-    num_tokens: int = NUM_TOKENS,
-    stop_token_ids: tuple[int, ...] = (),
-    is_streaming: bool = True,
-) -> list[Progress]:
-    arrived: asyncio.Queue[Progress] = asyncio.Queue()
-    engine.submit(
-        name,
-        ids(prompt),
-        max_tokens=num_tokens,
-        stop_token_ids=list(stop_token_ids),
-        sampling=sampling,
-        slot=slot,
-        on_progress=arrived.put_nowait,
-        is_streaming=is_streaming,
-    )
-    parts = [await arrived.get()]
-    while not parts[-1].is_finished:
-        parts.append(await arrived.get())
-    return parts
-
-
-def ids(text: str) -> list[int]:
-    return list(byte_tokenizer()(text).input_ids)
-
-
-def tokens(parts: list[Progress]) -> list[int]:
-    assert [part.error for part in parts if part.error] == []
-    return [token_id for part in parts for token_id in part.token_ids]
-
-
 def test_adapters_of_any_rank_and_the_base_in_one_batch_answer_as_peft_does(
     loop: Loop, tiny: Path, base: PreTrainedModel, adapters: list[Path]
 ) -> None:
-    peers = {slot: PeftModel.from_pretrained(load(tiny), adapters[slot]).eval() for slot in range(3)} | {-1: base}
+    peers = {slot: PeftModel.from_pretrained(tiny_base(tiny), adapters[slot]).eval() for slot in range(3)} | {-1: base}
     prompts = [f"{chr(97 + i)} question" for i in range(16)]
 
     async def ask_all() -> list[list[Progress]]:
@@ -197,7 +96,7 @@ def test_the_prefix_cache_never_crosses_adapters(
     loop: Loop, tiny: Path, base: PreTrainedModel, adapters: list[Path]
 ) -> None:
     prompt = "the same long prompt for everybody, " * 5  # 180 tokens: five whole blocks of 32
-    peers = [(-1, base)] + [(i, PeftModel.from_pretrained(load(tiny), adapters[i]).eval()) for i in range(2)]
+    peers = [(-1, base)] + [(i, PeftModel.from_pretrained(tiny_base(tiny), adapters[i]).eval()) for i in range(2)]
     expected = {slot: generate(peer, ids(prompt), NUM_TOKENS) for slot, peer in peers}
     assert len({tuple(answer) for answer in expected.values()}) == 3
     for turn in range(2):
@@ -216,7 +115,7 @@ async def num_cached(client: AsyncLLM, prompt: str) -> int:
 
 def test_an_adapter_given_a_taken_slot_answers_for_itself(loop: Loop, tiny: Path, adapters: list[Path]) -> None:
     prompt = "which adapter is this? " * 4
-    peer = PeftModel.from_pretrained(load(tiny), adapters[3]).eval()
+    peer = PeftModel.from_pretrained(tiny_base(tiny), adapters[3]).eval()
     before = tokens(loop.run(answer(loop.engine, "before", prompt, slot=2)))
     loop.run(loop.engine.load_lora(2, "tiny:a2@1", adapters[3]))  # the same name, as after a removal
     after = tokens(loop.run(answer(loop.engine, "after", prompt, slot=2)))
@@ -240,7 +139,7 @@ def test_an_adapter_that_vllm_refuses_leaves_the_engine_running(
 
 
 def test_stop_tokens_end_an_answer_and_are_part_of_it(loop: Loop, base: PreTrainedModel) -> None:
-    prompt = "once"
+    prompt = "tell me"
     whole = generate(base, ids(prompt), NUM_TOKENS)
     stop = whole[5]
     for is_streaming in (True, False):

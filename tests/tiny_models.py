@@ -1,6 +1,7 @@
 """A model folder small enough to train in milliseconds: random Llama, byte tokenizer, ChatML."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -31,24 +32,27 @@ def byte_tokenizer(chat_template: str = CHATML) -> PreTrainedTokenizerFast:
     return fast
 
 
-def tiny_llama_folder(folder: Path, *, seed: int = 0, head_dim: int = 16) -> Path:
-    """Write the model into `folder` and return it; its layers are wide enough for blocks of 64 in 4 bit."""
+def tiny_llama_folder(folder: Path, *, seed: int = 0, **changes: int) -> Path:
+    """Write the model into `folder` and return it; its layers are wide enough for blocks of 64 in 4 bit.
+
+    `changes` are fields of its configuration.
+    """
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=258,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=head_dim,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=IM_START,
-        eos_token_id=IM_END,
-        pad_token_id=IM_END,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    fields: dict[str, Any] = {
+        "vocab_size": 258,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "bos_token_id": IM_START,
+        "eos_token_id": IM_END,
+        "pad_token_id": IM_END,
+    }
+    LlamaForCausalLM(LlamaConfig(**fields | changes)).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
 
