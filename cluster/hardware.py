@@ -15,6 +15,9 @@ CPUS_PER_GPU = 8
 RAM_PER_GPU_MEMORY = 2
 """Cores and RAM of a declared GPU node, where they are not given: what the clouds put beside these GPUs (8 to 26 cores,
 about twice the GPU's memory: 48 GB by an A10G, 85 by an A100-40G, 170 by an A100-80G, 234 by an H100)."""
+VNNI = ("avx512_vnni", "avx_vnni")
+CPU_FEATURES = ("avx512f", *VNNI)
+"""What decides which quantized checkpoints a CPU multiplies, and how exactly, as `/proc/cpuinfo` names it."""
 CPU_NODE_CORES = 8
 CPU_NODE_RAM_BYTES = 32 * 2**30
 
@@ -48,6 +51,12 @@ class Hardware:
     num_gpus: int
     num_cpus: int
     ram_bytes: int
+    cpu_features: tuple[str, ...] | None = None
+    """Those of `CPU_FEATURES` that the cores have; None of a machine that is not here."""
+
+    def has_cpu_feature(self, *any_of: str) -> bool | None:
+        """Return whether the cores have one of these, None where nobody knows."""
+        return None if self.cpu_features is None else not set(any_of).isdisjoint(self.cpu_features)
 
     def __str__(self) -> str:
         """Return it as a person would say it."""
@@ -136,7 +145,22 @@ def detect() -> Hardware:
         num_gpus=len(gpus),
         num_cpus=len(os.sched_getaffinity(0)),
         ram_bytes=_ram_bytes(),
+        cpu_features=_cpu_features(),
     )
+
+
+def _cpu_features() -> tuple[str, ...] | None:
+    path = Path("/proc/cpuinfo")
+    return parse_cpuinfo(path.read_text()) if path.exists() else None
+
+
+def parse_cpuinfo(text: str) -> tuple[str, ...] | None:
+    """Return those of `CPU_FEATURES` that Linux lists for the first core; None of a core that is not of x86."""
+    for line in text.splitlines():
+        if line.startswith("flags"):
+            flags = line.partition(":")[2].split()
+            return tuple(feature for feature in CPU_FEATURES if feature in flags)
+    return None
 
 
 def _nvidia_gpus() -> list[Gpu]:

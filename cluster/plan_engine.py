@@ -6,7 +6,7 @@ from cluster.hardware import Hardware
 from cluster.model_card import PREQUANTIZED, ModelCard, Precision
 from cluster.plan_record import Log
 from cluster.presets import nominal_billions, size_class
-from cluster.traps import ImpossibleCombination
+from cluster.traps import FOUR_BITS_ON_CPU, ImpossibleCombination
 
 Engine = Literal["vllm", "transformers"]
 
@@ -47,6 +47,8 @@ def _weights_obstacle(card: ModelCard, hardware: Hardware, precision: Precision)
         return f"vLLM 0.29 takes GPTQ in {'4 bits on a CPU' if on_cpu else '4 or 8 bits'}, not {bits}"
     if precision == "awq" and bits not in (None, 4):
         return f"vLLM 0.29 takes AWQ in 4 bits, not {bits}"
+    if precision in PREQUANTIZED and bits != 8 and on_cpu and hardware.has_cpu_feature("avx512f") is False:
+        return f"{FOUR_BITS_ON_CPU}, which this one lacks; 8-bit compressed-tensors needs none"
     if precision == "compressed-tensors" and on_cpu and card.checkpoint_is_float:
         return "vLLM 0.29 multiplies small floats (FP8) on GPUs only; integers of 8 or 4 bits work on a CPU"
     return None

@@ -1,7 +1,7 @@
 """The precision of the weights: user, then model, then size rule; the hardware has the last word on dtypes."""
 
 from cluster import traps
-from cluster.hardware import Hardware
+from cluster.hardware import VNNI, Hardware
 from cluster.memory import WEIGHT_BYTES
 from cluster.model_card import PREQUANTIZED, ModelCard, Precision
 from cluster.plan_record import Log
@@ -50,7 +50,7 @@ def _from_checkpoint(card: ModelCard, wanted: Precision | None) -> _Choice | Non
         if wanted in PREQUANTIZED:
             name = "compressed-tensors" if wanted == "compressed-tensors" else str(wanted).upper()
             raise traps.ImpossibleCombination(
-                f"{card.name} is not a {name} checkpoint, and {name} needs calibration data: quantize it in a job "
+                f"{card.name} is no {name} checkpoint, and {name} needs calibration data: quantize it in a job "
                 "first, or use precision 'int8' or 'nf4', which need none."
             )
         return None
@@ -126,9 +126,11 @@ def choose_compute_dtype(card: ModelCard, hardware: Hardware, log: Log, precisio
         log.decide("compute_dtype", _DTYPES[precision], "default", f"unquantized {precision} weights compute in kind")
         return _DTYPES[precision]
     if hardware.gpu is None:
-        if precision in PREQUANTIZED:
-            log.warn(traps.INT8_ON_CPU if card.checkpoint_bits == 8 else traps.FOUR_BITS_ON_CPU)
+        if precision in PREQUANTIZED and card.checkpoint_bits == 8 and not hardware.has_cpu_feature(*VNNI):
+            log.warn(traps.INT8_ON_CPU)
         if precision in PREQUANTIZED and card.checkpoint_bits != 8:
+            if not hardware.has_cpu_feature("avx512f"):
+                log.warn(f"{traps.FOUR_BITS_ON_CPU}; on another one it does not start.")
             log.decide("compute_dtype", "bfloat16", "hardware", "vLLM's 4-bit kernel for CPUs takes 16-bit activations")
             return "bfloat16"
         log.decide("compute_dtype", "float32", "hardware", "a CPU multiplies float32 fastest")

@@ -59,7 +59,7 @@ MODELFILE_TEMPLATE = (
     "TEMPLATE, stop and num_ctx are built from this model's own chat template."
 )
 
-FOUR_BITS_ON_CPU = "vLLM's 4-bit kernel for CPUs (cpu_gemm_wna16) needs AVX-512: its build for AVX2 does not have it."
+FOUR_BITS_ON_CPU = "vLLM 0.29 multiplies 4-bit weights on a CPU with AVX-512 (cpu_gemm_wna16)"
 INT8_ON_CPU = (
     "On a CPU without VNNI, products of int8 weights beyond +-63 saturate without a word: "
     "take a checkpoint that was quantized to that range, or a CPU with AVX512-VNNI or AVX-VNNI."

@@ -1,8 +1,9 @@
 import subprocess
+from dataclasses import replace
 
 import pytest
 
-from cluster.hardware import GPUS, UnknownHardware, declared, detect, parse_nvidia_smi, ray_name
+from cluster.hardware import GPUS, VNNI, UnknownHardware, declared, detect, parse_cpuinfo, parse_nvidia_smi, ray_name
 
 GIB = 2**30
 
@@ -107,3 +108,25 @@ def test_a_driver_without_a_device_is_a_cpu(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("cluster.hardware.shutil.which", lambda _: "/usr/bin/nvidia-smi")
     monkeypatch.setattr("cluster.hardware.subprocess.run", lambda *_, **__: answer)
     assert detect().gpu is None
+
+
+@pytest.mark.parametrize(
+    ("text", "features"),
+    [
+        (
+            "processor\t: 0\nflags\t\t: fpu avx2 avx512f avx512_vnni avx512f_like\nbugs\t: x\n",
+            ("avx512f", "avx512_vnni"),
+        ),
+        ("flags : fpu avx2 avx_vnni\nflags : avx512f\n", ("avx_vnni",)),
+        ("flags : fpu sse2\n", ()),
+        ("processor : 0\nFeatures : fp asimd\n", None),
+    ],
+)
+def test_what_a_cpu_multiplies_is_in_its_flags(text: str, features: tuple[str, ...] | None) -> None:
+    assert parse_cpuinfo(text) == features
+
+
+def test_a_cpu_has_a_feature_has_not_or_is_not_here() -> None:
+    here = replace(declared(gpu=None), cpu_features=("avx_vnni",))
+    assert (here.has_cpu_feature("avx512f"), here.has_cpu_feature(*VNNI)) == (False, True)
+    assert declared(gpu=None).has_cpu_feature("avx512f") is None

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,13 @@ import pytest
 
 from cluster.catalog import find
 from cluster.config_json import card_facts
-from cluster.hardware import declared, detect
+from cluster.hardware import Hardware, declared, detect
 from cluster.model_card import PREQUANTIZED, ModelCard
 from cluster.plan import ServingPlan, plan_serving, plan_training
 from cluster.traps import ImpossibleCombination
 from serve_apps.vllm_args import CPU_BLOCK_TOKENS, engine_kwargs, placement
 
-CPU, H100 = detect(), declared(gpu="H100")
+CPU, H100 = replace(detect(), cpu_features=("avx512f", "avx512_vnni")), declared(gpu="H100")
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "vocab_size": 128256,
@@ -115,14 +116,33 @@ def test_adapters_are_planned_where_vllm_has_lora(tmp_path: Path) -> None:
     assert plan_serving(card, H100).max_loras == 8
 
 
+def cpu(*features: str) -> Hardware:
+    return replace(CPU, cpu_features=features)
+
+
 def test_the_dtype_on_a_cpu_is_one_that_vllms_kernels_have(tmp_path: Path) -> None:
-    eight_bits = plan_serving(card_of(tmp_path, W8A8), CPU)
-    assert eight_bits.compute_dtype == "float32"
-    assert any("beyond +-63 saturate" in warning for warning in eight_bits.warnings)
+    assert plan_serving(card_of(tmp_path, W8A8), cpu()).compute_dtype == "float32"
     for four_bits in (W4A16, GPTQ, AWQ):
-        plan = plan_serving(card_of(tmp_path, four_bits), CPU)
+        plan = plan_serving(card_of(tmp_path, four_bits), cpu("avx512f"))
         assert (plan.engine, plan.compute_dtype) == ("vllm", "bfloat16")
-        assert any("needs AVX-512" in warning for warning in plan.warnings)
+
+
+@pytest.mark.parametrize("four_bits", [W4A16, GPTQ, AWQ])
+def test_4_bit_checkpoints_need_avx_512_on_a_cpu(tmp_path: Path, four_bits: dict[str, Any]) -> None:
+    card = card_of(tmp_path, four_bits)
+    with pytest.raises(ImpossibleCombination, match=r"with AVX-512 .*which this one lacks"):
+        plan_serving(card, cpu("avx_vnni"))
+    assert not any("AVX-512" in warning for warning in plan_serving(card, cpu("avx512f")).warnings)
+    elsewhere = plan_serving(card, replace(CPU, cpu_features=None))
+    assert any("AVX-512" in warning for warning in elsewhere.warnings)
+
+
+def test_8_bit_products_are_warned_of_where_they_may_saturate(tmp_path: Path) -> None:
+    card = card_of(tmp_path, W8A8)
+    for hardware in (cpu(), cpu("avx512f"), replace(CPU, cpu_features=None)):
+        assert any("beyond +-63 saturate" in warning for warning in plan_serving(card, hardware).warnings)
+    for vnni in ("avx512_vnni", "avx_vnni"):
+        assert not any("saturate" in warning for warning in plan_serving(card, cpu(vnni)).warnings)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +171,7 @@ def test_a_quantized_checkpoint_is_not_trained_on(tmp_path: Path, published: dic
 
 @pytest.mark.parametrize("precision", PREQUANTIZED)
 def test_no_checkpoint_is_quantized_at_load_time(precision: Any) -> None:
-    with pytest.raises(ImpossibleCombination, match=r"is not a .* checkpoint.*calibration data.*'int8' or 'nf4'"):
+    with pytest.raises(ImpossibleCombination, match=r"is no .* checkpoint.*calibration data.*'int8' or 'nf4'"):
         plan_serving(find("calm3-22b-chat"), H100, precision=precision)
 
 
