@@ -20,6 +20,8 @@ from serve_apps.refusals import Refusal
 
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 """Answered to everybody: a page without data, and probes of whether the application lives and its models answer."""
+UNCOUNTED_PATHS = frozenset({"/state"})
+"""Every open playground asks this each few seconds, which is not to use up the requests of its key."""
 BEARER = re.compile(r"bearer +(\S+)", re.ASCII | re.IGNORECASE)
 """RFC 9110: the scheme in any case, one or more spaces."""
 NEEDS_KEY = "A valid API key is needed; send it in one header, `Authorization: Bearer KEY`."
@@ -121,7 +123,8 @@ class Gate:
             if key and quota.num_ongoing >= MAX_ONGOING_PER_KEY:
                 raise busy(f"This key has {MAX_ONGOING_PER_KEY} requests under way, as many as one may; try again.")
         try:
-            quota.admit()
+            if call.path not in UNCOUNTED_PATHS:
+                quota.admit()
         finally:
             call.response_headers |= quota.headers()
         return Admission(key=key, quota=quota)

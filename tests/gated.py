@@ -37,6 +37,7 @@ class Gated:
         self.app.add_middleware(CallMiddleware, observers=[self.calls.append])
         self.app.add_exception_handler(Refusal, _refused)
         self.app.get("/health")(_headers)
+        self.app.get("/state")(_headers)
         self.app.get("/v1/models")(_headers)
         self.app.post(CHAT)(_chat)
         self.app.post("/v1/adapters")(_admin)

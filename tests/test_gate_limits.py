@@ -31,6 +31,17 @@ def test_a_request_beyond_the_limit_is_told_when_to_come_back(gated: Gated) -> N
     assert gated.get(token).status_code == 200
 
 
+def test_an_open_playground_uses_up_no_requests(gated: Gated) -> None:
+    token = gated.key(requests_per_minute=2, tokens_per_minute=10)
+    polls = [gated.get(token, "/state") for _ in range(5)]
+    assert [(answer.status_code, answer.headers["x-ratelimit-remaining-requests"]) for answer in polls] == [
+        (200, "2")
+    ] * 5
+    assert [gated.get(token).status_code for _ in range(3)] == [200, 200, 429]
+    assert gated.get(token, "/state").status_code == 200
+    assert gated.get("", "/state").status_code == 401
+
+
 def test_a_limited_key_pays_for_its_tokens(gated: Gated) -> None:
     token = gated.key(tokens_per_minute=600)
     first = gated.chat(token, max_tokens=500, used=100)
