@@ -30,6 +30,12 @@ class CanaryBody(BaseModel):
     """Share of the users that get the candidate."""
 
 
+class PromoteBody(BaseModel):
+    """The body of a promotion, in which nothing may be said: a condition would have to be kept."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
 @router.get("")
 def list_adapters(request: Request) -> dict[str, Any]:
     """List the adapters of all models served here, as far as the key may use them; reads no manifest."""
@@ -59,8 +65,8 @@ def show_adapter(adapter: str, request: Request) -> dict[str, Any]:
 
 
 @router.post("/{adapter:path}/promote")
-def promote_adapter(adapter: str, request: Request) -> dict[str, Any]:
-    """Let the name mean this version, from the next request on."""
+def promote_adapter(adapter: str, request: Request, body: PromoteBody | None = None) -> dict[str, Any]:  # noqa: ARG001
+    """Let the name mean this version, from the next request on; an evaluation is the command line's."""
     model, name, version = _version(request, adapter)
     with adapter_errors():
         Registry.default().promote(model, name, version)

@@ -139,6 +139,7 @@ def test_a_life_over_http(ask: Client, registry: Registry) -> None:
         ("GET", "tiny", None, 404, "model_not_found", "write MODEL:ADAPTER"),
         ("POST", "tiny:shop@9/promote", None, 404, "model_not_found", "there are shop@1, shop@2"),
         ("POST", "tiny:shop/promote", None, 400, None, "write MODEL:ADAPTER@VERSION"),
+        ("POST", "tiny:shop@1/promote", {"require_eval": "x.jsonl"}, 400, None, "require_eval is not valid"),
         ("POST", "tiny:shop@2/canary", {"percent": 10}, 409, "adapter_conflict", "means version 2"),
         ("POST", "tiny:shop@1/canary", {"percent": 0}, 400, None, "percent"),
         ("POST", "tiny:shop@1/canary", {"percent": 10, "until": 1}, 400, None, "until"),
