@@ -99,10 +99,12 @@ def adapters_canary(
 
     version = exact_version(adapter)
     canary = Canary(version=version.version, percent=percent)
+    before = Registry.default().alias(version.model, version.name).canary
     alias = start_canary(Registry.default(), version.model, version.name, canary)
+    is_replaced = before is not None and before.version != canary.version
     out.print(
         f"{percent:g}% of the users of {version.model}:{version.name} get version {version.version}, "
-        f"the others version {alias.version}."
+        f"the others version {alias.version}{f'; version {before.version} is tried no longer' if is_replaced else ''}."
     )
 
 

@@ -86,6 +86,14 @@ def test_a_life_on_the_command_line(registry: Registry) -> None:
     assert registry.names(MODEL) == ("poet",)
 
 
+def test_a_second_candidate_takes_the_place_of_the_first_and_says_so(registry: Registry, tmp_path: Path) -> None:
+    registry.add(tmp_path / "adapter", plain_manifest("shop").model_copy(update={"model": MODEL}))  # version 3
+    assert "no longer" not in kajiya("canary", f"{MODEL}:shop@2", "--percent", "10")
+    assert "no longer" not in kajiya("canary", f"{MODEL}:shop@2", "--percent", "20")
+    assert "version 2 is tried no longer" in kajiya("canary", f"{MODEL}:shop@1", "--percent", "10")
+    assert registry.alias(MODEL, "shop").canary == Canary(version=1, percent=10)
+
+
 @pytest.mark.parametrize(
     ("words", "kind", "message"),
     [
