@@ -193,27 +193,34 @@ def test_every_answer_says_where_it_comes_from(shop: Shop) -> None:
 def test_a_full_disk_refuses_one_adapter_for_a_while_and_nobody_else(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    names, num_tokens = ["shop", ""] * 4, 120
+
     def full(*_: object) -> Path:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     async def run() -> None:
         async with shop.app.client() as http:
 
-            async def ask(name: str, *, stream: bool) -> httpx.Response:
-                asked = body(shop.named(name), "a", 4, stream=stream)
+            async def ask(name: str, *, num_tokens: int, stream: bool = True) -> httpx.Response:
+                asked = body(shop.named(name), "a", num_tokens, stream=stream)
                 return await http.post("/v1/chat/completions", json=asked)
 
-            assert (await ask("shop", stream=False)).status_code == 200
+            assert (await ask("shop", num_tokens=4)).status_code == 200
             with monkeypatch.context() as patch:
                 patch.setattr("cluster.store.FolderStore.fetch", full)
-                for stream in (False, True):
-                    refused = await ask("poet", stream=stream)
-                    assert (refused.status_code, refused.headers["retry-after"]) == (503, "10")
-                    assert refused.json()["error"]["code"] == "adapter_unreachable"
-                    assert "No space left on device" in refused.json()["error"]["message"]
-                assert text_of(await ask("shop", stream=True)) == shop.expected("shop@1", "a", 4)
-                assert text_of(await ask("", stream=False)) == shop.expected("", "a", 4)
-            assert text_of(await ask("poet", stream=False)) == shop.expected("poet@1", "a", 4)
+                under_way = [asyncio.create_task(ask(name, num_tokens=num_tokens)) for name in names]
+                async with asyncio.timeout(60):
+                    while shop.app.engine.num_active_requests() < len(names):
+                        await asyncio.sleep(0.002)
+                refused = await asyncio.gather(*(ask("poet", num_tokens=4, stream=i % 2 == 0) for i in range(8)))
+                assert shop.app.engine.num_active_requests() == len(names), "they were over too early to tell"
+            for answer in refused:
+                assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
+                assert answer.json()["error"]["code"] == "adapter_unreachable"
+                assert "No space left on device" in answer.json()["error"]["message"]
+            for name, answer in zip(names, await asyncio.gather(*under_way), strict=True):
+                assert text_of(answer) == shop.expected("shop@1" if name else "", "a", num_tokens)
+            assert text_of(await ask("poet", num_tokens=4)) == shop.expected("poet@1", "a", 4)
 
     asyncio.run(run())
 
