@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from dataclasses import asdict
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, get_args
 
 import typer
 from rich.console import Console
@@ -15,6 +15,7 @@ from cluster.catalog import all_models, find
 from cluster.errors import UserError
 from cluster.hardware import Hardware, declared, detect
 from cluster.home import KEY_VARIABLE
+from cluster.model_card import Precision
 from serve_apps.adapters_command import adapters, exact_version
 from serve_apps.keys_command import check_host, has_keys, keys
 from train_jobs import data_command, eval_command, jobs_command, train_command
@@ -36,6 +37,8 @@ NumGpus = Annotated[int, typer.Option(help="GPUs per node, with --gpu.", min=1)]
 Engine = Annotated[
     Literal["transformers", "vllm"] | None, typer.Option(help="Engine that serves; by default the plan's choice.")
 ]
+Context = Annotated[int | None, typer.Option(help="Tokens per request, or per sample of training.", min=1)]
+Streams = Annotated[int | None, typer.Option(help="Requests in one batch of a replica.", min=1)]
 Host = Annotated[str, typer.Option(help="Address to listen on; other machines need a key (kajiya keys create).")]
 Port = Annotated[int, typer.Option(help="Port of the HTTP endpoint.", min=1, max=65535)]
 DashboardPort = Annotated[int, typer.Option(help="Port of the Ray dashboard.", min=1, max=65535)]
@@ -60,8 +63,8 @@ def plan(
     gpu: Gpu = None,
     num_gpus: NumGpus = 1,
     precision: Annotated[str | None, typer.Option(help="fp32, fp16, bf16, int8 or nf4.")] = None,
-    context: Annotated[int | None, typer.Option(help="Tokens per request or sample.", min=1)] = None,
-    streams: Annotated[int | None, typer.Option(help="Requests in one batch, with --for serve.", min=1)] = None,
+    context: Context = None,
+    streams: Streams = None,
     engine: Engine = None,
     as_json: Json = False,
 ) -> None:
@@ -89,6 +92,8 @@ def up(
     dashboard_port: DashboardPort = 8265,
     precision: Annotated[str | None, typer.Option(help="fp32, fp16, bf16, int8 or nf4, for all models.")] = None,
     engine: Engine = None,
+    context: Context = None,
+    streams: Streams = None,
     gpu: Gpu = None,
     num_gpus: NumGpus = 1,
     min_replicas: Annotated[int | None, typer.Option(help="Replicas without load; 0 frees the GPU.", min=0)] = None,
@@ -106,22 +111,25 @@ def up(
     check_host(host)
     joined = os.environ.get("RAY_API_SERVER_ADDRESS")
     ray = local_ray.running_ray()
+    planned: dict[str, Any] = {"precision": chosen, "engine": engine, "max_model_len": context, "max_num_seqs": streams}
     for name in wanted:
         card = find(name)
         if gpu or not joined:
-            plan_serving(card, _hardware(gpu, num_gpus), precision=chosen, engine=engine)
+            plan_serving(card, _hardware(gpu, num_gpus), **planned)
         ensure_available(card)
-    if not joined and ray is None:
-        local_ray.ensure_port_free(port, "the HTTP endpoint", "--port")
-        with out.status("Starting Ray"):
-            ray = local_ray.start_ray(dashboard_port=dashboard_port)
     local_ray.use_token()
-    url = joined or (ray.dashboard_url if ray else "")
-    from serve_apps.deploy import deploy, served_models
+    from serve_apps.deploy import deploy, served_args
 
-    running = [m if isinstance(m, dict) else {"model": m} for m in served_models(url)]
+    url = joined or (ray.dashboard_url if ray else "")
+    served = served_args(url) if url else {}
+    if not joined and served.get("port") != port:
+        local_ray.ensure_port_free(port, "the HTTP endpoint", "--port")
+    if not url:
+        with out.status("Starting Ray"):
+            url = local_ray.start_ray(dashboard_port=dashboard_port).dashboard_url
+    running = [m if isinstance(m, dict) else {"model": m} for m in served.get("models", [])]
     kept = [ModelArgs.model_validate(m) for m in running if m["model"] not in wanted]
-    wishes = {"precision": chosen, "engine": engine, "gpu": gpu, "num_gpus": num_gpus if gpu else None}
+    wishes = planned | {"gpu": gpu, "num_gpus": num_gpus if gpu else None}
     wishes |= {"min_replicas": min_replicas, "max_replicas": max_replicas}
     # On a cluster of others, applications share Serve's proxy; on ours, the ingress is the only door.
     door = {} if joined else {"host": host, "port": port}
@@ -208,7 +216,7 @@ def doctor() -> None:
 
 def check_precision(precision: str | None) -> Any:
     """Return `precision` if there is such a one; raises a usage error naming those there are."""
-    known = ("fp32", "fp16", "bf16", "int8", "nf4", "gptq")
+    known = get_args(Precision)
     if precision is not None and precision not in known:
         raise UserError(f"There is no precision {precision!r}; choose one of {', '.join(known)}.")
     return precision
@@ -242,7 +250,9 @@ def print_doors(port: int, dashboard_url: str, model: str, question: str = "Hell
     """Print where endpoint, playground and dashboard are, and a `curl` line that asks `model` a question."""
     page = f"http://127.0.0.1:{port}/"
     api = f"{page}v1"
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": question}]}, ensure_ascii=False)
+    # Greedy, for what a small model says at OpenAI's default of 1 is a bad first impression.
+    asked = {"model": model, "messages": [{"role": "user", "content": question}], "temperature": 0}
+    body = json.dumps(asked, ensure_ascii=False)
     header = f' -H "Authorization: Bearer ${KEY_VARIABLE}"' if has_keys() else ""
     curl = f"curl {api}/chat/completions{header} -H 'Content-Type: application/json' -d '{body}'"
     doors = f"API        {api}\nPlayground {page}\nDashboard  {dashboard_url}\n"

@@ -67,11 +67,12 @@ def undeploy(dashboard_url: str) -> None:
     client.deploy_applications({"applications": _others(client)})
 
 
-def served_models(dashboard_url: str) -> list[str | dict[str, Any]]:
-    """Return the models of the running application, as its args name them."""
+def served_args(dashboard_url: str) -> dict[str, Any]:
+    """Return the args of the running application as they were given; nothing where there is none."""
     app = ServeSubmissionClient(dashboard_url).get_serve_details()["applications"].get(APP_NAME, {})
     config = app.get("deployed_app_config") or {}
-    return list(config.get("args", {}).get("models", []))
+    args: dict[str, Any] = config.get("args", {})
+    return args
 
 
 def _others(client: ServeSubmissionClient) -> list[dict[str, Any]]:
