@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from browser import Browser
-from fake_endpoint import HAIKU, KEY, MARKUP, fake_app, served
+from fake_endpoint import HAIKU, KEY, MARKUP, MODELS, fake_app, served
 
 pytestmark = pytest.mark.cluster
 
@@ -74,6 +74,16 @@ def test_two_adapters_answer_the_same_prompt_side_by_side(page: Browser, bodies:
     assert page.text(".answer > .text") == "You said: hello"
     assert page.text(".answer:nth-child(2) > .text") == HAIKU * 3
     assert re.search(r"first token [\d.]+ s · [\d.,]+ tokens/s · 40 tokens · [\d.]+ s", page.text(".answer footer"))
+
+
+def test_an_adapter_that_is_registered_meanwhile_can_be_chosen(page: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = "[...document.querySelectorAll('#model-0 option')].map(option => option.value).join()"
+    page.choose("#model-0", "tiny:shop")
+    assert page.evaluate(options) == "tiny,tiny:shop,tiny:poet,large-instruct"
+    monkeypatch.setattr("fake_endpoint.MODELS", [*MODELS, ("tiny:cook", "tiny")])
+    page.evaluate("window.dispatchEvent(new Event('focus'))")
+    page.wait_for(f"{options} === 'tiny,tiny:shop,tiny:poet,tiny:cook,large-instruct'")
+    assert page.evaluate("document.querySelector('#model-0').value") == "tiny:shop"
 
 
 def test_each_side_goes_on_with_its_own_conversation(page: Browser, bodies: Bodies) -> None:

@@ -77,6 +77,8 @@ $("key").onchange = () => {
   loadModels().then(poll).then(() => $("notice").hidden && openPanel(false));
 };
 document.onvisibilitychange = poll;
+// Back from where an adapter may have been trained.
+window.onfocus = loadModels;
 translate();
 loadModels().then(poll);
 setInterval(poll, POLL_MS);

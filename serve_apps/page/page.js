@@ -6,9 +6,11 @@ const make = (tag, props, ...children) => {
 };
 const SETTINGS = ["temperature", "top_p", "max_tokens", "seed"];
 const POLL_MS = 3000;
-const turns = []; // {prompt, answers: [text]}, the newest last
+// {prompt, answers: [text]}, the newest last
+const turns = [];
 let states = [];
-let running = null; // the AbortController of the turn that is being answered
+// The AbortController of the turn that is being answered.
+let running = null;
 let language = localStorage.getItem("language") ?? (navigator.language.startsWith("ja") ? "ja" : "en");
 let t = TEXTS[language];
 
@@ -60,6 +62,10 @@ async function loadModels() {
 
 function fillModels(select, models) {
   const before = select.value;
+  const ids = models.map(({ id }) => id).join();
+  // A list that is open stays open.
+  if (select.dataset.ids === ids) return;
+  select.dataset.ids = ids;
   const groups = new Map();
   for (const { id, parent } of models) {
     const base = parent ?? id;
