@@ -16,13 +16,10 @@ from serve_apps.door import Address
 from serve_apps.facts import ModelFacts, facts_of
 from serve_apps.log import LOGGING_CONFIG
 from serve_apps.replicas import IngressReplica, model_deployment
-from serve_apps.scaling import DRAIN_TIMEOUT_S, RETRY_AFTER_S
+from serve_apps.scaling import CHECK_PERIOD_S, DRAIN_TIMEOUT_S, RETRY_AFTER_S
 
 MAX_CONNECTIONS = 1000
 """Requests that the ingress holds open at a time, streams included; as many again wait in the proxy."""
-
-INGRESS_CHECK_PERIOD_S = 2.0
-"""A fifth of Serve's own: while a dead one is not noticed, every request waits."""
 
 
 class DuplicateModels(UserError, ValueError):
@@ -80,7 +77,7 @@ def _options() -> dict[str, Any]:
         "max_queued_requests": MAX_CONNECTIONS,
         "backpressure_config": {"retry_after_s": RETRY_AFTER_S},
         "graceful_shutdown_timeout_s": DRAIN_TIMEOUT_S,
-        "health_check_period_s": INGRESS_CHECK_PERIOD_S,
+        "health_check_period_s": CHECK_PERIOD_S,
         "ray_actor_options": {"num_cpus": 0, "resources": {HEAD_NODE_RESOURCE_NAME: 0.001}},
         "logging_config": LOGGING_CONFIG,
     }

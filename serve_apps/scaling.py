@@ -19,6 +19,8 @@ DOWNSCALE_DELAY_S = 300.0
 """Half of Serve's own; still longer than any model here takes to load again."""
 DRAIN_TIMEOUT_S = 600.0
 """How long a replica that is taken away may finish its answers; Serve's own 20 s would cut long ones off."""
+CHECK_PERIOD_S = 2.0
+"""A fifth of Serve's own: a replica that died is made anew when a check finds it gone."""
 FULL_QUEUE_STATUS = 429
 RETRY_AFTER_S = 5
 """When to ask again: a replica that is being loaded, or a full queue, may well have room by then."""
@@ -34,6 +36,7 @@ def deployment_options(plan: ServingPlan, wish: ModelArgs) -> dict[str, Any]:
         "max_queued_requests": wish.max_queued_requests,
         "backpressure_config": {"status_code": FULL_QUEUE_STATUS, "retry_after_s": RETRY_AFTER_S},
         "graceful_shutdown_timeout_s": DRAIN_TIMEOUT_S,
+        "health_check_period_s": CHECK_PERIOD_S,
     }
 
 

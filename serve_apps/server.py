@@ -22,10 +22,12 @@ from ray.serve.llm.openai_api_models import (
     ErrorResponse,
 )
 
+from cluster.plan import ServingPlan
 from serve_apps import embeddings, responses, short_thread
 from serve_apps.answers import Answering
 from serve_apps.embeddings import read_embeddings
 from serve_apps.engine import EngineStopped
+from serve_apps.leaving import end_with_engine
 from serve_apps.message_stream import MessageStreams
 from serve_apps.refusals import Refusal
 from serve_apps.requests import Job, read_chat, read_completion
@@ -45,7 +47,7 @@ class TransformersServer:
 
     def __init__(self, llm_config: LLMConfig, runtime: Runtime | None = None) -> None:
         self._llm_config = llm_config
-        self._runtime = runtime or start_runtime(llm_config.engine_kwargs["plan"])
+        self._runtime = runtime or _start_for_life(llm_config.engine_kwargs["plan"])
         self._ids = itertools.count()
         self._num_streams = 0
 
@@ -168,13 +170,20 @@ class TransformersServer:
         return min(self._num_streams / MAX_EVENTS_PER_S, MAX_EVENT_INTERVAL_S)
 
 
+def _start_for_life(plan: ServingPlan) -> Runtime:
+    """Return the runtime with whose engine this process, a replica's, lives and ends."""
+    runtime = start_runtime(plan)
+    end_with_engine(runtime.engine)
+    return runtime
+
+
 async def _refusable(items: AsyncIterator[Any]) -> AsyncIterator[Any]:
     try:
         async for item in items:
             yield item
     except Refusal as refusal:
         yield refusal_response(refusal)
-    except EngineStopped as error:  # Serve replaces this replica; another may take the request at once
+    except EngineStopped as error:  # this replica ends; another may take the request at once
         yield refusal_response(Refusal(str(error), code="engine_failed", status=503, retry_after_s=LOST_RETRY_AFTER_S))
 
 

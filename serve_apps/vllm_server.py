@@ -14,6 +14,7 @@ from cluster.models.base import load_config, load_tokenizer, source_of
 from cluster.plan import ServingPlan
 from cluster.registry import Registry
 from serve_apps.adapters import AdapterSlots
+from serve_apps.leaving import end_with_engine
 from serve_apps.replica_metrics import MeteredLoader
 from serve_apps.runtime import Runtime, model_limits
 from serve_apps.server import TransformersServer
@@ -38,7 +39,9 @@ class VllmServer(TransformersServer):
         client: AsyncLLM = ray_server.engine._engine_client
         for process in client.engine_core.resources.engine_manager.processes:
             end_with_this_process(process.pid)
-        super().__init__(llm_config, _runtime(llm_config.experimental_configs["plan"], client))
+        runtime = _runtime(llm_config.experimental_configs["plan"], client)
+        end_with_engine(runtime.engine)
+        super().__init__(llm_config, runtime)
 
     @classmethod
     def get_deployment_options(cls, llm_config: LLMConfig) -> dict[str, Any]:

@@ -144,6 +144,43 @@ def test_a_killed_replica_fails_its_own_streams_once_and_says_so(url: str) -> No
     assert len(replicas(server)) == 2
 
 
+def test_a_replica_whose_engine_dies_is_soon_sent_nothing_more(url: str) -> None:
+    server = f"TransformersServer:{MODEL}"
+    before = replicas(server)
+    with Load(url=url, body={"model": MODEL, **CHAT}) as load:
+        load.wait_done(16)
+        wait_until(lambda: load.num_open >= load.num_clients // 2)
+        break_engine(server)
+        killed_s = time.monotonic()
+        back_s = wait_until(lambda: len(replicas(server)) == 2 and replicas(server) != before)
+        load.wait_done(32)
+    report("the engine of a replica dies", load, back_s=round(back_s, 1))
+    failed = [one for one in load.tries if one.ending != "done"]
+    assert failed
+    assert {one.ending for one in failed} <= {"503", "error event"}
+    # Until the process is gone it refuses faster than the other one answers, so some are sent to it again.
+    assert all(one.begin_s < killed_s + 2 * NOTICED_S for one in failed)
+    assert load.num_given_up == 0
+
+
+def break_engine(deployment: str) -> None:
+    """Let the next pass of one replica's engine fail, as it does when memory runs out."""
+
+    def fail(*_: Any) -> Any:
+        raise MemoryError
+
+    def break_it(_: Any) -> None:
+        from serve_apps.sampling import BatchSampler
+
+        BatchSampler.__call__ = fail  # type: ignore[assignment,method-assign]
+
+    controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+    details = ray.get(controller.get_serve_instance_details.remote())
+    found = details["applications"]["kajiya"]["deployments"][deployment]["replicas"]
+    actor = ray.get_actor(found[0]["actor_name"], namespace="serve")
+    ray.get(actor.__ray_call__.remote(break_it))
+
+
 def test_a_killed_ingress_fails_what_is_under_way_and_no_request_after(url: str) -> None:
     before = replicas("Ingress")
     with Load(url=url, body={"model": MODEL, **CHAT}) as load:
