@@ -41,6 +41,8 @@ class Call:
     adapter: str | None = None
     version: int | None = None
     is_stream: bool = False
+    is_complete: bool = False
+    """Whether a stream has come to its last event, at which clients may close the connection (OpenAI's does)."""
     num_prompt_tokens: int = 0
     num_completion_tokens: int = 0
     first_token_s: float | None = None
@@ -82,7 +84,8 @@ class CallMiddleware:
         try:
             await self._app(scope, receive, send_with_headers)
         except asyncio.CancelledError:
-            call.status = CLIENT_LEFT
+            if not call.is_complete:
+                call.status = CLIENT_LEFT
             raise
         finally:
             call.seconds = time.monotonic() - call.begin_s

@@ -6,14 +6,14 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, TaskCancelledError
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from vllm.exceptions import VLLMClientError
 
 from serve_apps import adapter_routes
 from serve_apps.audit import audit
-from serve_apps.call import CallMiddleware, call_of
+from serve_apps.call import CLIENT_LEFT, CallMiddleware, call_of
 from serve_apps.door import Address
 from serve_apps.facts import ModelFacts
 from serve_apps.gate import Gate
@@ -88,6 +88,7 @@ def make_app() -> FastAPI:
     app.add_exception_handler(VLLMClientError, _invalid_for_vllm)
     app.add_exception_handler(HTTPException, _http_error)  # type: ignore[arg-type]
     app.add_exception_handler(RayActorError, _replica_lost)
+    app.add_exception_handler(TaskCancelledError, _client_left)
     app.add_exception_handler(Exception, _failed)
     return app
 
@@ -115,7 +116,9 @@ async def _refused(request: Request, error: Refusal) -> JSONResponse:
     return refusal_response(error)
 
 
-async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    if "json" not in request.headers.get("content-type", ""):  # what curl sends without -H
+        return _error(400, "The body is not JSON; send it with the header Content-Type: application/json.")
     first = error.errors()[0]
     # pydantic names the branches of a union after the field; the field is what the client knows.
     path = [part for part in first["loc"] if part != "body"]
@@ -135,6 +138,10 @@ async def _http_error(_: Request, error: HTTPException) -> JSONResponse:
 
 async def _replica_lost(_: Request, error: RayActorError) -> JSONResponse:  # noqa: ARG001
     return refusal_response(replica_lost())
+
+
+async def _client_left(_: Request, error: Exception) -> Response:  # noqa: ARG001
+    return Response(status_code=CLIENT_LEFT)  # nobody reads it: it is for those who count
 
 
 async def _failed(_: Request, error: Exception) -> JSONResponse:  # noqa: ARG001 (Starlette logs it after this)

@@ -55,5 +55,6 @@ class Meter:
         return not self._is_usage_wanted
 
     def _note(self, num_prompt_tokens: int, num_completion_tokens: int) -> None:
+        self._call.is_complete = True
         self._call.num_prompt_tokens = num_prompt_tokens
         self._call.num_completion_tokens = num_completion_tokens

@@ -64,9 +64,10 @@ class Client:
         self._loop = asyncio.new_event_loop()
         self.key: str | None = None
 
-    def __call__(self, method: str, path: str, body: Any = None) -> httpx.Response:
+    def __call__(self, method: str, path: str, body: Any = None, *, content: bytes | None = None) -> httpx.Response:
         headers = {"authorization": f"Bearer {self.key}"} if self.key else {}
-        return self._loop.run_until_complete(self._http.request(method, path, json=body, headers=headers))
+        asked = self._http.request(method, path, json=body, content=content, headers=headers)
+        return self._loop.run_until_complete(asked)
 
     def close(self) -> None:
         self._loop.run_until_complete(self._http.aclose())
@@ -156,6 +157,12 @@ def test_what_cannot_be_done_is_said_in_openais_shape(
     said = error(ask(method, f"/v1/adapters/{path}", body))
     assert said[:2] == (status, code)
     assert words in said[2]
+
+
+def test_a_body_without_its_content_type_is_told_the_header(ask: Client) -> None:
+    status, _, message = error(ask("POST", "/v1/adapters/tiny:shop@1/canary", content=b'{"percent": 10}'))
+    assert status == 400
+    assert "Content-Type: application/json" in message
 
 
 def test_more_pins_than_a_replica_can_spare_are_a_conflict(ask: Client) -> None:

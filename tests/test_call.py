@@ -1,9 +1,11 @@
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI, Request
+from starlette.responses import StreamingResponse
 
 from serve_apps.call import Call, CallMiddleware, call_of
 
@@ -74,3 +76,24 @@ def test_a_client_that_leaves_is_told_from_an_application_that_fails(app: FastAP
 
     asyncio.run(leave())
     assert [call.status for call in calls] == [499]
+
+
+def test_a_client_that_closes_at_the_last_event_has_not_left_early(app: FastAPI, calls: list[Call]) -> None:
+    @app.get("/stream")
+    async def stream(request: Request, told: bool) -> StreamingResponse:
+        async def events() -> AsyncIterator[str]:
+            yield "data: x\n\n"
+            call_of(request).is_complete = told
+            await asyncio.sleep(60)
+
+        return StreamingResponse(events())
+
+    async def leave(path: str) -> None:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(http.get(path), 0.2)
+
+    for told in (True, False):
+        asyncio.run(leave(f"/stream?told={told}"))
+    assert [call.status for call in calls] == [200, 499]

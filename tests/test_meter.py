@@ -27,7 +27,9 @@ def test_every_stream_is_asked_for_its_usage_and_the_client_sees_it_only_when_wa
     assert silent.stream_options is not None
     assert silent.stream_options.include_usage
     assert meter.read(TEXT) == TEXT
+    told = [noted.is_complete]
     assert meter.read(LAST + DONE) == DONE
+    assert [*told, noted.is_complete] == [False, True]
     assert (noted.num_prompt_tokens, noted.num_completion_tokens) == (7, 3)
 
     wanting, noted = body(stream=True, stream_options={"include_usage": True}), call()

@@ -25,6 +25,7 @@ from tiny_models import lively_tiny_folder, tiny_base
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.catalog import find
+from cluster.home import kajiya_home
 from cluster.keys import KeyStore
 from cluster.registry import Registry
 from cluster.scopes import parse_scopes
@@ -123,6 +124,16 @@ def test_a_stream_of_japanese_has_whole_characters_only(client: openai.OpenAI, t
     streamed = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
     whole = ask(client, "研ぎ", model=tiny.name, max_tokens=60, temperature=1.5, seed=3)
     assert "".join(streamed) == whole.choices[0].message.content
+
+
+def test_openais_client_which_closes_at_the_last_event_has_not_left_early(client: openai.OpenAI) -> None:
+    before = len(audit_lines())
+    list(ask(client, "Hi", max_tokens=4, stream=True))
+    deadline = time.monotonic() + 5
+    while len(audit_lines()) == before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert audit_lines()[-1]["status"] == 200
+    assert audit_lines()[-1]["num_completion_tokens"] == 4
 
 
 def test_models_are_listed_with_their_adapters(client: openai.OpenAI, tiny: Path) -> None:
@@ -235,6 +246,12 @@ def test_a_client_that_leaves_frees_its_place(url: str, client: openai.OpenAI, *
     while active_requests() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert active_requests() == 0
+    assert audit_lines()[-1]["status"] == 499  # no failure of the server's
+
+
+def audit_lines() -> list[dict[str, Any]]:
+    file = kajiya_home() / "logs" / "audit.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 async def _read_one_line(http: httpx.AsyncClient, url: str, body: dict[str, Any]) -> None:
