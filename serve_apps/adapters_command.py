@@ -101,10 +101,11 @@ def adapters_canary(
     canary = Canary(version=version.version, percent=percent)
     before = Registry.default().alias(version.model, version.name).canary
     alias = start_canary(Registry.default(), version.model, version.name, canary)
-    is_replaced = before is not None and before.version != canary.version
+    ended = f"; version {before.version} is tried no longer" if before and before.version != canary.version else ""
     out.print(
         f"{percent:g}% of the users of {version.model}:{version.name} get version {version.version}, "
-        f"the others version {alias.version}{f'; version {before.version} is tried no longer' if is_replaced else ''}."
+        f"the others version {alias.version}{ended}.",
+        soft_wrap=True,
     )
 
 
