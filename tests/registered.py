@@ -1,5 +1,6 @@
 """Manifests and adapters to register, for tests."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -47,11 +48,13 @@ def plain_manifest(name: str = "shop") -> Manifest:
     )
 
 
-def peft_folder(base: Path, folder: Path, *, seed: int) -> Path:
+def peft_folder(
+    base: Path, folder: Path, *, seed: int, r: int = 4, target_modules: Sequence[str] = ("q_proj", "v_proj", "up_proj")
+) -> Path:
     """Write an adapter that changes the answers of the model in `base`, and return its folder."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    peft = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "up_proj"]))
+    peft = get_peft_model(model, LoraConfig(r=r, lora_alpha=2 * r, target_modules=list(target_modules)))
     for name, parameter in peft.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.5)

@@ -6,6 +6,7 @@ that pass are alike. `ENGINES` says which run here.
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import openai
 import pytest
 import torch
 from conformance import (
+    ADAPTERS,
     CAPITAL,
     ENGINES,
     NOW,
@@ -23,6 +25,7 @@ from conformance import (
     WITHOUT_EMBEDDINGS,
     Served,
     ask,
+    byte_ids,
     post,
     prompt_of,
     served_by,
@@ -286,7 +289,7 @@ def test_thoughts_are_not_content(served: Served) -> None:
 
 def test_an_adapter_answers_as_peft_does(served: Served) -> None:
     prompt = prompt_of(served.tiny, "b")
-    peft = PeftModel.from_pretrained(tiny_base(served.tiny), served.adapter)
+    peft = PeftModel.from_pretrained(tiny_base(served.tiny), served.adapters["poet"])
     expected = tokenizer(served.tiny).decode(generate(peft, prompt, 10), skip_special_tokens=True)
     fields: dict[str, Any] = {"max_tokens": 10, "extra_body": {"ignore_eos": True}}
     for name in (f"{served.tiny.name}:poet", f"{served.tiny.name}:poet@1"):
@@ -296,9 +299,30 @@ def test_an_adapter_answers_as_peft_does(served: Served) -> None:
     assert ask(served, "b", model=served.tiny.name, **fields).choices[0].message.content != expected
 
 
+def test_sixteen_answers_in_one_batch_are_each_that_of_its_own_adapter(served: Served) -> None:
+    peers = {name: PeftModel.from_pretrained(tiny_base(served.tiny), path) for name, path in served.adapters.items()}
+    asked = [(name, question) for question in ("x", "a longer question") for name in peers]
+    assert len(asked) == 16
+    ids = byte_ids(served.tiny)
+
+    def tokens_of(name_and_question: tuple[str, str]) -> list[int]:
+        name, question = name_and_question
+        fields: dict[str, Any] = {"max_tokens": 16, "logprobs": True, "extra_body": {"ignore_eos": True}}
+        answer = ask(served, question, model=f"{served.tiny.name}:{name}", **fields)
+        return [ids[bytes(token.bytes)] for token in answer.choices[0].logprobs.content]
+
+    for _ in range(2):  # the first time, adapters are loaded while others answer
+        with ThreadPoolExecutor(len(asked)) as pool:
+            answers = list(pool.map(tokens_of, asked))
+        for (name, question), ours in zip(asked, answers, strict=True):
+            prompt = prompt_of(served.tiny, question)
+            assert_same(peers[name], prompt, ours, generate(peers[name], prompt, 16))
+        assert len({tuple(ours) for ours in answers}) > len(peers)  # adapters and questions do make a difference
+
+
 def test_models_are_listed_with_their_adapters(served: Served) -> None:
     names = {model.id for model in served.client.models.list()}
-    assert names == {SMOLLM2, served.tiny.name, f"{served.tiny.name}:poet"}
+    assert names == {SMOLLM2, served.tiny.name, *(f"{served.tiny.name}:{name}" for name in ADAPTERS)}
     assert served.client.models.retrieve(SMOLLM2).id == SMOLLM2
 
 

@@ -10,13 +10,11 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import torch
-from peft import LoraConfig, get_peft_model
 from quantized import int8_folder
 from ray import serve
-from registered import manifest_of
+from registered import manifest_of, peft_folder
 from serving import serving
-from tiny_models import lively_tiny_folder, tiny_base
+from tiny_models import lively_tiny_folder
 
 from cluster.catalog import find
 from cluster.registry import Registry
@@ -52,16 +50,6 @@ def adapters(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
         alien = manifest_of(card, "alien").model_copy(update={"base_fingerprint": "0123456789abcdef"})
         Registry.default().add(home / "shop", alien)
         yield home
-
-
-def peft_folder(base: Path, folder: Path, *, seed: int, r: int) -> Path:
-    torch.manual_seed(seed)
-    peft = get_peft_model(tiny_base(base), LoraConfig(r=r, lora_alpha=2 * r, target_modules=["q_proj", "v_proj"]))
-    for name, parameter in peft.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.5)
-    peft.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
