@@ -117,16 +117,15 @@ def up(
         if gpu or not joined:
             plan_serving(card, _hardware(gpu, num_gpus), **planned)
         ensure_available(card)
-    local_ray.use_token()
-    from serve_apps.deploy import deploy, served_args
-
     url = joined or (ray.dashboard_url if ray else "")
-    served = served_args(url) if url else {}
+    served = _served(url) if url else {}
     if not joined and served.get("port") != port:
         local_ray.ensure_port_free(port, "the HTTP endpoint", "--port")
     if not url:
         with out.status("Starting Ray"):
             url = local_ray.start_ray(dashboard_port=dashboard_port).dashboard_url
+    from serve_apps.deploy import deploy
+
     running = [m if isinstance(m, dict) else {"model": m} for m in served.get("models", [])]
     kept = [ModelArgs.model_validate(m) for m in running if m["model"] not in wanted]
     wishes = planned | {"gpu": gpu, "num_gpus": num_gpus if gpu else None}
@@ -240,6 +239,14 @@ def main() -> NoReturn:
 def _report(error: UserError) -> int:
     Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
     return 2
+
+
+def _served(dashboard_url: str) -> dict[str, Any]:
+    # Ray's clients read at their import whether there is a token; the first start of all makes one.
+    local_ray.use_token()
+    from serve_apps.deploy import served_args
+
+    return served_args(dashboard_url)
 
 
 def _hardware(gpu: str | None, num_gpus: int) -> Hardware:
