@@ -31,12 +31,12 @@ class PackedTrial(tune.Trainable):  # type: ignore[misc] # Ray's interface of a 
             logging.getLogger(name).setLevel(logging.WARNING)  # they would tell of every checkpoint
         self._shared = shared
         self._worker: ActorHandle | None = None
+        self._name: str | None = None
         self._step = 0
         self._enter(config)
 
     def reset_config(self, new_config: Mapping[str, Any]) -> bool:
-        """Give the slot back and take one for another trial, or for this one with other values."""
-        self.cleanup()
+        """Give the slot to another trial, or to this one with other values."""
         self._step = 0
         self._enter(new_config)
         return True
@@ -53,19 +53,18 @@ class PackedTrial(tune.Trainable):  # type: ignore[misc] # Ray's interface of a 
         """Write the adapter in PEFT's format, and what the trial needs to go on unless it has ended."""
         folder = Path(checkpoint_dir)
         (folder / ADAPTER_FOLDER).mkdir()
-        for name, content in ray.get(self._worker.adapter_files.remote(self._name)).items():  # type: ignore[union-attr]
+        goes_on = self._step < self._shared.rungs[-1]
+        files, state = ray.get(self._worker.checkpoint.remote(self._name, with_state=goes_on))  # type: ignore[union-attr]
+        for name, content in files.items():
             (folder / ADAPTER_FOLDER / name).write_bytes(content)
-        if self._step < self._shared.rungs[-1]:
-            state = ray.get(self._worker.kept_state.remote(self._name))  # type: ignore[union-attr]
+        if goes_on:
             (folder / STATE_FILE).write_bytes(pickle.dumps((self._step, state)))
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Go on where the checkpoint was written, with the values this trial has now."""
         path = Path(checkpoint_dir) / STATE_FILE
         if path.is_file():
-            step, state = pickle.loads(path.read_bytes())  # noqa: S301 (the search's own file)
-            self.cleanup()
-            self._step = step
+            self._step, state = pickle.loads(path.read_bytes())  # noqa: S301 (the search's own file)
             self._enter(self.config, state)
 
     def cleanup(self) -> None:
@@ -75,11 +74,13 @@ class PackedTrial(tune.Trainable):  # type: ignore[misc] # Ray's interface of a 
             self._worker = None
 
     def _enter(self, config: Mapping[str, Any], state: bytes | None = None) -> None:
-        self._name: str = entry_of(self.trial_id)
+        """Take a slot: the one that this actor has, if it has one, in the same call that gives it back."""
+        before, workers = self._name, self._shared.workers if self._worker is None else (self._worker,)
+        self._name, self._worker = entry_of(self.trial_id), None
         self._adapter = adapter_job(self._shared.default, config)
         shape = self._shared.shape_with(config)
-        for worker in self._shared.workers:
-            if ray.get(worker.enter.remote(self._name, self._adapter, state, shape=shape)):
+        for worker in workers:
+            if ray.get(worker.enter.remote(self._name, self._adapter, state, shape=shape, instead_of=before)):
                 self._worker = worker
                 return
         raise NoSlot("Every slot is taken; there are more trials at a time than slots.")
@@ -93,6 +94,8 @@ class PackedTrial(tune.Trainable):  # type: ignore[misc] # Ray's interface of a 
             "losses": report.losses,
             "num_tokens": report.num_tokens,
             "train_s": report.seconds,
+            "first_step_at": report.first_step_at,
+            "first_step_s": report.first_step_s,
         }
         if self._shared.is_exact_match:
             evaluation = ray.get(self._worker.evaluation.remote(self._name))  # type: ignore[union-attr]
