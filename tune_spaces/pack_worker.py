@@ -164,8 +164,13 @@ class PackWorker:
         self._packs = {shape: self._pack.with_batches_of(other) for shape, other in self._jobs.items()}
 
     def _do_work(self) -> None:
-        """Do what is asked for; wait while nothing trains, and for a moment for trials that are being decided on."""
-        while True:
+        """Do what is asked for; wait while nothing trains, and for a moment for trials that are being decided on.
+
+        Nobody's first step waits for more work to come.
+        """
+        is_first = True
+        while is_first or not any(trial.is_new for trial in self._trials.values()):
+            is_first = False
             self._arrivals.release()
             patience_s = self._patience_s()
             try:

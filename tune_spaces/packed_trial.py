@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.actor import ActorHandle
+from ray.tune.experiment import Trial
 
 from cluster.errors import UserError
 from tune_spaces.shared import Shared
@@ -47,13 +48,17 @@ class PackedTrial(tune.Trainable):  # type: ignore[misc] # Ray's interface of a 
         report: TrialReport = ray.get(self._worker.advance.remote(self._name, until))  # type: ignore[union-attr]
         self._step = report.step
         is_over = report.step >= self._shared.rungs[-1] or report.held_out_loss >= DIVERGED_LOSS
+        self._goes_on = not is_over
         return self._metrics(report) | {"done": is_over}
+
+    def expect_stop(self) -> None:
+        """Learn that Ray Tune will stop the trial once it has its next checkpoint."""
+        self._goes_on = False
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write the adapter in PEFT's format, and what the trial needs to go on unless it has ended."""
-        folder = Path(checkpoint_dir)
+        folder, goes_on = Path(checkpoint_dir), self._goes_on
         (folder / ADAPTER_FOLDER).mkdir()
-        goes_on = self._step < self._shared.rungs[-1]
         files, state = ray.get(self._worker.checkpoint.remote(self._name, with_state=goes_on))  # type: ignore[union-attr]
         for name, content in files.items():
             (folder / ADAPTER_FOLDER / name).write_bytes(content)
@@ -75,6 +80,7 @@ class PackedTrial(tune.Trainable):  # type: ignore[misc] # Ray's interface of a 
 
     def _enter(self, config: Mapping[str, Any], state: bytes | None = None) -> None:
         """Take a slot: the one that this actor has, if it has one, in the same call that gives it back."""
+        self._goes_on = True
         before, workers = self._name, self._shared.workers if self._worker is None else (self._worker,)
         self._name, self._worker = entry_of(self.trial_id), None
         self._adapter = adapter_job(self._shared.default, config)
@@ -101,3 +107,14 @@ class PackedTrial(tune.Trainable):  # type: ignore[misc] # Ray's interface of a 
             evaluation = ray.get(self._worker.evaluation.remote(self._name))  # type: ignore[union-attr]
             metrics["exact_match"] = evaluation.num_right / max(1, evaluation.num_questions)
         return metrics
+
+
+class Farewell(tune.Callback):  # type: ignore[misc] # Ray's hook
+    """Tells trials that they will be stopped before they write their last checkpoint: of a large adapter, the moments
+    for going on are most of it.
+    """
+
+    def on_trial_result(self, *_: Any, trial: Trial, result: dict[str, Any], **__: Any) -> None:
+        """Tell the trial, whose calls are made in order; its checkpoint is asked for after this."""
+        if result.get("done"):
+            trial.temporary_state.ray_actor.expect_stop.remote()
