@@ -36,7 +36,7 @@ def made(order: Rounds, trials: list[Trial]) -> list[int]:
 @pytest.fixture
 def limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "PASS_TOKENS", 1024)
-    monkeypatch.setattr(rounds, "FIRST_PASS_TOKENS", 256)
+    monkeypatch.setattr(rounds, "SHORT_PASS_TOKENS", 256)
 
 
 @pytest.mark.usefixtures("limits")
@@ -60,6 +60,18 @@ def test_newcomers_with_short_steps_share_a_pass() -> None:
     order, pack = Rounds(), pack_with(96)
     trials = [trial(pack, slot) for slot in range(3)]
     assert [made(order, order.newcomers(trials)) for _ in range(2)] == [[0, 1], [2]]
+
+
+@pytest.mark.usefixtures("limits")
+def test_passes_are_short_while_a_place_may_become_free() -> None:
+    order, pack = Rounds(), pack_with(240)
+    trials = [trial(pack, slot) for slot in range(5)]
+    made(order, trials)
+    order.end()
+    trials[4].waiting = None  # Ray Tune decides what becomes of it
+    assert made(order, order.next_pass(trials)) == [0]
+    trials[4].waiting = Future()
+    assert made(order, order.next_pass(trials)) == [1, 2, 3, 4]  # 960 tokens
 
 
 @pytest.mark.usefixtures("limits")

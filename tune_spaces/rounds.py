@@ -1,13 +1,14 @@
 """Which trials of a worker make their next step together: round by round, in passes, newcomers first."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from train_jobs.batches import passes_of
 from train_jobs.step import PASS_TOKENS, pass_tokens
 from tune_spaces.trial import Trial
 
-FIRST_PASS_TOKENS = 256
-"""Newcomers share a pass up to here: whoever waits for a first step waits for all of the pass."""
+SHORT_PASS_TOKENS = 256
+"""Of a pass with newcomers, and of all while Ray Tune decides on a trial, whose place may soon have a newcomer: who
+comes waits for the end of a pass."""
 
 
 class Rounds:
@@ -20,12 +21,13 @@ class Rounds:
 
     def newcomers(self, trials: Iterable[Trial]) -> list[Trial]:
         """Return those of `trials` that make their first step here in the next pass."""
-        return _first_pass([trial for trial in trials if trial.is_new], limit=FIRST_PASS_TOKENS)
+        return _first_pass([trial for trial in trials if trial.is_new], limit=SHORT_PASS_TOKENS)
 
-    def next_pass(self, trials: Iterable[Trial]) -> list[Trial]:
+    def next_pass(self, trials: Collection[Trial]) -> list[Trial]:
         """Return those of `trials` that make a step in the next pass; none at the end of the round."""
         left = [trial for trial in trials if trial.is_training and trial.last_round < self._number]
-        return _first_pass(left, limit=PASS_TOKENS)
+        is_short = any(trial.waiting is None for trial in trials)
+        return _first_pass(left, limit=SHORT_PASS_TOKENS if is_short else PASS_TOKENS)
 
     def note(self, trials: Sequence[Trial], *, seconds: float) -> None:
         """Count the step that `trials` have made in this round."""
