@@ -85,7 +85,7 @@ def search(settings: SearchSettings, folder: Path) -> SearchNumbers:
     from tune_spaces import tuner
     from tune_spaces.search import start
 
-    tuner.Watch = ClockedWatch  # type: ignore[misc]
+    tuner.Watch = ClockedWatch  # type: ignore[attr-defined]
     with peak_of_processes() as peak:
         start(_arguments(settings))
         seconds = time.time() - begin
