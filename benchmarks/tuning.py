@@ -1,7 +1,7 @@
-"""Searching beside the documented pattern, Ray Tune over Ray Train: `python -m benchmarks.tuning [search asha gain]`.
+"""Searching beside the documented pattern, Ray Tune over Ray Train.
 
-Each search is a process and a Ray of its own; the same points, steps and data. `--predict GPU MODEL` prints what a
-pack should gain on a GPU, by arithmetic and bandwidth alone.
+`python -m benchmarks.tuning [search asha entry gain]`. Each search is a process and a Ray of its own; the same points,
+steps and data. `--predict GPU MODEL` prints what a pack should gain on a GPU, by arithmetic and bandwidth alone.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from benchmarks.child import run_module
 from benchmarks.claims import Claim, Result, conclude, print_result
 from benchmarks.load import spread
 from benchmarks.tuning_alone import AloneNumbers
-from benchmarks.tuning_search import MICRO_BATCH, SHIPPED, SearchNumbers, SearchSettings, points_of
+from benchmarks.tuning_search import MICRO_BATCH, SHIPPED, SearchNumbers, SearchSettings, more_points, points_of
 from cluster.catalog import find
 from cluster.memory import num_lora_parameters, weights_bytes
 
@@ -36,6 +36,7 @@ BOUNDS = {"search": 2.5, "asha": 4.0}
 NUM_ALONE = 2
 """Trials that are trained again by themselves, to compare."""
 AT_MOST_A_THIRD: Any = {"bound": 0.3, "direction": "at most"}
+FIRST_STEP_BOUND_S = 2.0
 EQUAL: Any = {"bound": 1e-5, "direction": "at most", "unit": "off"}
 NUM_TRIALS = [1, 2, 4, 8, 16]
 FEW_TOKENS = 64
@@ -47,7 +48,7 @@ PREDICTED_TOKENS = (64, 256, 1024, 4096)
 def main() -> None:
     """Measure, print the tables, write the JSON; exit with 1 when a bound is not kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    wanted = (*SCHEDULERS, "gain")
+    wanted = (*SCHEDULERS, "entry", "gain")
     parser.add_argument("measurements", nargs="*", metavar="|".join(wanted), help="all by default")
     parser.add_argument("--trials", type=int, default=16, choices=(2, 4, 8, 16), help="of each search")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
@@ -64,17 +65,50 @@ def main() -> None:
     begin = time.perf_counter()
     results: dict[str, Result] = {}
     for name in arguments.measurements or wanted:
-        for title, result in (gains() if name == "gain" else {name: compare(name, arguments.trials)}).items():
+        for title, result in measured(name, arguments.trials).items():
             results[title] = result
             print_result(title, result, console)
     console.print(f"{time.perf_counter() - begin:.0f} s in all")
     conclude(results, console, arguments.json)
 
 
+def measured(name: str, num_trials: int) -> dict[str, Result]:
+    """Return what is measured under `name`, by title."""
+    match name:
+        case "gain":
+            return gains()
+        case "entry":
+            return {name: entry()}
+        case _:
+            return {name: compare(name, num_trials)}
+
+
+def entry() -> Result:
+    """Return how long trials of ours wait for their first step once there is a place for them."""
+    with TemporaryDirectory(prefix="kajiya-bench-") as folder:
+        settings = settings_of("asha", more_points(), Path(folder))
+        ours = SearchNumbers(**run_module(MODULES[OURS], json.dumps(asdict(settings))))
+    first, num_waiting = spread(ours.first_step_s), len(ours.first_step_s)
+    return Result(
+        numbers={"from a free place to a first step made": first, "until that step begins": spread(ours.begun_s)},
+        unit="s",
+        claims=(
+            Claim(
+                what=f"from a free place to a first step, median of {num_waiting} trials",
+                measured=float(first["median"]),  # type: ignore[arg-type]
+                bound=FIRST_STEP_BOUND_S,
+                direction="at most",
+                unit="s",
+            ),
+        ),
+        notes=(f"asha, {len(settings.points) - num_waiting} trials at a time on one base; {num_waiting} wait.",),
+    )
+
+
 def compare(name: str, num_trials: int) -> Result:
     """Return what one search of each takes."""
     with TemporaryDirectory(prefix="kajiya-bench-") as folder:
-        settings = settings_of(SCHEDULERS[name], num_trials, Path(folder))
+        settings = settings_of(SCHEDULERS[name], points_of(num_trials), Path(folder))
         found = {
             who: SearchNumbers(**run_module(module, json.dumps(asdict(settings)))) for who, module in MODULES.items()
         }
@@ -116,7 +150,7 @@ def _difference(losses: Sequence[float], alone: Sequence[float]) -> float:
     return max(abs(one - other) for one, other in zip(losses, alone, strict=False))
 
 
-def settings_of(scheduler: str, num_trials: int, folder: Path) -> SearchSettings:
+def settings_of(scheduler: str, points: list[dict[str, Any]], folder: Path) -> SearchSettings:
     """Return what both search, the samples of the peer tokenized as ours are."""
     from benchmarks.tuning_data import write_samples
     from cluster.models.embedded import embedded_folder
@@ -137,7 +171,7 @@ def settings_of(scheduler: str, num_trials: int, folder: Path) -> SearchSettings
         num_warmup_steps=num_warmup_steps,
         rungs=list(halving) if scheduler == "asha" else [NUM_STEPS],
         reduction_factor=REDUCTION_FACTOR,
-        points=points_of(num_trials),
+        points=points,
     )
 
 

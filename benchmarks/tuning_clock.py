@@ -8,6 +8,8 @@ from ray.tune import Callback
 
 FIRST_STEP_AT = "first_step_at"
 """The metric in which a trial tells when its first step was made, in seconds since the epoch."""
+FIRST_STEP_S = "first_step_s"
+"""What that step took; the peer's trials do not tell."""
 
 
 class TrialClock(Callback):  # type: ignore[misc]
@@ -15,6 +17,9 @@ class TrialClock(Callback):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self.first_step_s: list[float] = []
+        """Until the first step was made."""
+        self.begun_s: list[float] = []
+        """Until it began, where trials tell what it took."""
         self._freed: deque[float] = deque()
         self._wanted: dict[str, float] = {}
 
@@ -34,6 +39,8 @@ class TrialClock(Callback):  # type: ignore[misc]
         """Count the trial once, at its first report."""
         if (wanted := self._wanted.pop(trial.trial_id, None)) is not None:
             self.first_step_s.append(result[FIRST_STEP_AT] - wanted)
+            if FIRST_STEP_S in result:
+                self.begun_s.append(self.first_step_s[-1] - result[FIRST_STEP_S])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
         """Note that a place is free."""

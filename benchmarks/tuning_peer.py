@@ -133,6 +133,7 @@ def search(settings: SearchSettings, folder: str) -> SearchNumbers:
     return SearchNumbers(
         seconds=time.time() - begin,
         first_step_s=clock.first_step_s,
+        begun_s=clock.begun_s,
         peak_bytes=peak.num_bytes,
         num_steps=[int(result.metrics["step"]) for result in results],
         held_out_losses=[float(result.metrics["eval_loss"]) for result in results],

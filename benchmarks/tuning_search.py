@@ -14,6 +14,8 @@ from benchmarks.processes import peak_of_processes
 
 SHIPPED = Path(__file__).parent.parent / "examples" / "tsuchineya_faq"
 SPACE: dict[str, tuple[float, ...]] = {"r": (4, 8, 32, 64), "lora_alpha": (16, 32), "learning_rate": (2e-4, 1e-3)}
+MORE_RATES = (2e-4, 5e-4, 1e-3)
+"""With these, the space has half as many points again as a worker has slots: trials have to wait for a place."""
 MICRO_BATCH = 4
 
 
@@ -40,7 +42,9 @@ class SearchNumbers:
     seconds: float
     """From the start of the driver, Ray's included, to the last result."""
     first_step_s: list[float]
-    """From a free place to the first step of the trial that takes it."""
+    """From a free place until the trial that takes it has made its first step."""
+    begun_s: list[float]
+    """The same until that step begins."""
     peak_bytes: int
     """Of all processes together."""
     points: list[dict[str, Any]]
@@ -53,8 +57,17 @@ class SearchNumbers:
 
 def points_of(num_trials: int) -> list[dict[str, Any]]:
     """Return the points of the grid, spread over it where there are fewer trials than points."""
-    grid = [dict(zip(SPACE, values, strict=True)) for values in itertools.product(*SPACE.values())]
+    grid = _grid(SPACE)
     return grid[:: len(grid) // num_trials][:num_trials]
+
+
+def more_points() -> list[dict[str, Any]]:
+    """Return more points than there are slots."""
+    return _grid({**SPACE, "learning_rate": MORE_RATES})
+
+
+def _grid(space: dict[str, tuple[float, ...]]) -> list[dict[str, Any]]:
+    return [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
 
 
 def search(settings: SearchSettings, folder: Path) -> SearchNumbers:
@@ -67,15 +80,20 @@ def search(settings: SearchSettings, folder: Path) -> SearchNumbers:
     (home / "models").symlink_to(kajiya_home() / "models")
     os.environ["KAJIYA_HOME"] = str(home)
     os.environ.pop("KAJIYA_REGISTRY", None)
+    # Ray is imported here: one trial alone, which is measured too, goes without.
+    from benchmarks.tuning_watch import ClockedWatch
+    from tune_spaces import tuner
     from tune_spaces.search import start
 
+    tuner.Watch = ClockedWatch  # type: ignore[attr-defined]
     with peak_of_processes() as peak:
         start(_arguments(settings))
         seconds = time.time() - begin
     results = [_lines(path) for path in sorted(home.glob("searches/*/*/result.json"))]
     return SearchNumbers(
         seconds=seconds,
-        first_step_s=[],
+        first_step_s=ClockedWatch.clock.first_step_s,
+        begun_s=ClockedWatch.clock.begun_s,
         peak_bytes=peak.num_bytes,
         points=[{field: lines[-1]["config"][field] for field in SPACE} for lines in results],
         num_steps=[lines[-1]["step"] for lines in results],

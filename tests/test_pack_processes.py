@@ -12,7 +12,7 @@ from torch.multiprocessing.spawn import spawn
 
 from cluster.catalog import find
 from cluster.model_card import Precision
-from train_jobs.evaluate import held_out_losses
+from train_jobs.evaluate import held_out_losses, to_the_end
 from train_jobs.job import TrainJob
 from train_jobs.step import train_step
 
@@ -41,7 +41,7 @@ def train_together(job: TrainJob) -> dict[int, list[float]]:
         for slot, loss in zip(made.slots, made.losses, strict=True):
             losses[pack.runs[slot].job.seed].append(loss)
             done[slot] += 1
-    for slot, loss in enumerate(held_out_losses(pack, [0, 1])):
+    for slot, loss in enumerate(to_the_end(held_out_losses(pack, [0, 1]))):
         losses[pack.runs[slot].job.seed].append(loss)
     return losses
 
@@ -68,5 +68,5 @@ def test_a_pack_over_two_workers_equals_each_run_alone(tmp_path: Path) -> None:
                 pack = pack_of(job)
                 expected = [train_step(pack, {0: step}).losses[0] for step in range(num_steps)]
                 if num_steps == 8:
-                    expected += held_out_losses(pack, [0])
+                    expected += to_the_end(held_out_losses(pack, [0]))
                 assert together[seed] == pytest.approx(expected, abs=1e-5), (precision, seed)

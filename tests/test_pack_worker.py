@@ -1,11 +1,13 @@
 """Trials that share one base: each equals its run alone, whoever else comes, goes or diverges."""
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from test_pack import adapter, job_of, losses_of, pack_of
 from tiny_models import byte_tokenizer, tiny_llama_folder
 
@@ -13,14 +15,16 @@ from cluster.catalog import find
 from cluster.model_card import ModelCard, Precision
 from cluster.models.bank import AdapterBank
 from cluster.models.base import load_base
-from train_jobs import loop
+from train_jobs import evaluate, loop
 from train_jobs.job import AdapterJob, TrainJob
-from train_jobs.pack import PackSize
+from train_jobs.pack import Pack, PackSize
 from train_jobs.run_store import RunStore
+from train_jobs.step import PackStep, train_step
 from train_jobs.tokens import Sample
+from tune_spaces import arrivals, pack_worker, rounds
 from tune_spaces.pack_worker import PackWorker, TrialLeft
 from tune_spaces.shapes import Shape, job_of_shape
-from tune_spaces.trial import DIVERGED_LOSS, entry_of
+from tune_spaces.trial import DIVERGED_LOSS, Trial, TrialReport, entry_of
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SHAPES = ((2, 1, 99), (2, 3, 99), (4, 1, 9))
@@ -109,6 +113,51 @@ def test_trials_of_other_shapes_take_turns_on_one_base_and_equal_their_runs_alon
         assert report.held_out_loss == pytest.approx(looks[8], abs=1e-5)
 
 
+def test_who_comes_in_the_middle_of_a_round_goes_first_and_reports_with_all_who_arrive_in_it(
+    card: ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[list[int]] = []
+    told: list[float] = []
+    is_second_round = threading.Event()
+    worker = worker_of(card, num_slots=4)
+
+    def train(pack: Pack, steps: dict[int, int]) -> PackStep:
+        if len(passes) == 3:
+            is_second_round.set()
+        while worker._work.qsize() < {0: 2, 3: 1}.get(len(passes), 0):  # first two more ask for steps, then one enters
+            time.sleep(0.001)
+        passes.append(sorted(steps))
+        return train_step(pack, steps)
+
+    def tell(trial: Trial, report: TrialReport) -> None:
+        told.append(report.held_out_loss)
+        tell_them(trial, report)
+
+    tell_them = Trial.tell
+    monkeypatch.setattr(Trial, "tell", tell)
+    monkeypatch.setattr(pack_worker, "train_step", train)
+    for limit in ("PASS_TOKENS", "SHORT_PASS_TOKENS"):  # each trial goes by itself
+        monkeypatch.setattr(rounds, limit, 1)
+    monkeypatch.setattr(pack_worker, "GRACE_S", 30)
+    monkeypatch.setattr(arrivals, "LATE_S", 30)
+
+    def search(slot: int) -> None:
+        if slot == 3:
+            assert is_second_round.wait(30)
+            assert worker.enter("3", adapter(3, lr=3e-2))
+        worker.advance(str(slot), 1 if slot == 3 else 2)
+        worker.leave(str(slot))
+
+    for slot in range(3):
+        assert worker.enter(str(slot), adapter(slot))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(search, range(4)))
+    assert sorted(passes[:3]) == [[0], [1], [2]]
+    assert passes[4] == [3], "in the middle of the second round"
+    assert sorted(passes[3:]) == [[0], [1], [2], [3]]
+    assert told == [sorted(told)[place] for place in (1, 0, 2, 3)], "the better half first, as release_order has it"
+
+
 def test_a_full_worker_takes_no_more_and_a_freed_slot_is_given_again(card: ModelCard) -> None:
     worker = worker_of(card, num_slots=1)
     assert worker.enter("a", adapter(1))
@@ -117,6 +166,8 @@ def test_a_full_worker_takes_no_more_and_a_freed_slot_is_given_again(card: Model
     worker.leave("a")
     worker.leave("a")
     assert worker.enter("b", adapter(2))
+    assert worker.enter("c", adapter(3), instead_of="b")
+    assert worker.advance("c", 1).step == 1
 
 
 def test_a_trial_goes_on_in_another_worker_as_if_nothing_had_happened(card: ModelCard) -> None:
@@ -125,7 +176,8 @@ def test_a_trial_goes_on_in_another_worker_as_if_nothing_had_happened(card: Mode
     first.enter("x", run)
     begun = first.advance("x", 4)
     second.enter("other", adapter(6))
-    second.enter("x", run, first.kept_state("x"))
+    _, kept = first.checkpoint("x", with_state=True)
+    second.enter("x", run, kept)
     ended = second.advance("x", 8)
     expected = [loss for (loss,) in losses_of(job_of(card, run))]
     assert [*begun.losses, *ended.losses] == pytest.approx(expected, abs=1e-5)
@@ -172,7 +224,9 @@ def test_what_a_worker_gives_back_is_a_peft_adapter(card: ModelCard, tmp_path: P
     worker = worker_of(card, num_slots=1)
     worker.enter("a", adapter(1, r=4))
     worker.advance("a", 2)
-    for name, content in worker.adapter_files("a").items():
+    files, state = worker.checkpoint("a", with_state=False)
+    assert state is None
+    for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     bank = AdapterBank(load_base(card, precision="fp32").model, num_slots=1, max_r=4, target_modules=LINEARS)
     assert bank.load_slot(0, tmp_path).r == 4
@@ -181,3 +235,19 @@ def test_what_a_worker_gives_back_is_a_peft_adapter(card: ModelCard, tmp_path: P
 def test_a_base_that_cannot_be_loaded_is_told_to_whoever_asks(card: ModelCard, tmp_path: Path) -> None:
     with pytest.raises((OSError, ValueError), match="absent"):
         worker_of(replace(card, model_id=str(tmp_path / "absent")), num_slots=1)
+
+
+def test_who_waits_is_told_when_held_out_samples_do_not_fit_into_memory(
+    card: ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    worker = worker_of(card, num_slots=1)
+    monkeypatch.setattr(evaluate, "_sums", fail)
+    assert worker.enter("a", adapter(1))
+    with pytest.raises(torch.OutOfMemoryError, match="no memory"):
+        worker.advance("a", 2)
+    monkeypatch.undo()
+    assert worker.enter("b", adapter(1), instead_of="a")
+    assert worker.advance("b", 2).step == 2

@@ -20,8 +20,10 @@ from tune_spaces.arguments import SearchRequest, read_arguments
 from tune_spaces.budget import Budget
 from tune_spaces.pack_plan import PackPlan
 from tune_spaces.pack_worker import PackWorker
+from tune_spaces.packed_trial import STATE_FILE
 from tune_spaces.points import num_points
 from tune_spaces.shared import Shared
+from tune_spaces.trial_jobs import ADAPTER_FOLDER
 from tune_spaces.tuner import quiet_ray, tuner
 from tune_spaces.values import Choice, Space
 from tune_spaces.watch import Outline
@@ -91,6 +93,9 @@ def test_median_stopping_ends_bad_trials_but_not_the_plans_own(
     assert not grid.errors
     assert steps[IDLE] == NUM_STEPS, "the plan's own values, though the worst"
     assert steps[2 * IDLE] < NUM_STEPS
+    kept = [Path(result.checkpoint.path) for result in grid]
+    assert all((folder / ADAPTER_FOLDER).is_dir() for folder in kept)
+    assert not any((folder / STATE_FILE).exists() for folder in kept), "all are over, nothing goes on from there"
     best = best_of(list(grid), request)
     assert best.config["learning_rate"] in (KEEN, KEEN / 2)
     baseline = baseline_of(grid, {"learning_rate": IDLE})

@@ -3,7 +3,7 @@
 B = rows, T = tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
@@ -59,34 +59,53 @@ def evaluate(pack: Pack, tokenizer: PreTrainedTokenizerBase, *, slot: int | None
 
 def held_out_loss(pack: Pack, *, slot: int | None) -> float:
     """Return the mean loss over all trained tokens of the held-out part; the workers share the work."""
-    return _losses(pack, [] if slot is None else [slot])[0]
+    return to_the_end(_losses(pack, [] if slot is None else [slot]))[0]
 
 
-def held_out_losses(pack: Pack, slots: Sequence[int]) -> list[float]:
-    """Return the held-out loss of each adapter in `slots`."""
+def to_the_end(passes: Generator[None, None, Item]) -> Item:
+    """Return the outcome of `passes`, made without a stop."""
+    while True:
+        try:
+            next(passes)
+        except StopIteration as stop:
+            outcome: Item = stop.value
+            return outcome
+
+
+def held_out_losses(pack: Pack, slots: Sequence[int]) -> Generator[None, None, list[float]]:
+    """Return the held-out loss of each adapter in `slots`; stop after each pass, for who has other things to do."""
     # An opening is computed once for all rows of an adapter in a pass: rather many rows than many adapters.
     together = max(1, EVALUATION_ROWS // max(1, len(pack.job.held_out)))
-    groups = [slots[i : i + together] for i in range(0, len(slots), together)]
-    return [loss for group in groups for loss in _losses(pack, group)]
+    losses: list[float] = []
+    for start in range(0, len(slots), together):
+        losses += yield from _losses(pack, slots[start : start + together])
+    return losses
 
 
-@torch.no_grad()
-def _losses(pack: Pack, slots: Sequence[int]) -> list[float]:
-    """Return the loss of each adapter; without slots, that of the bare base."""
-    pack.module.eval()
+def _losses(pack: Pack, slots: Sequence[int]) -> Generator[None, None, list[float]]:
+    """Return the loss of each adapter; without slots, that of the bare base. Stop after each pass."""
     num_blocks = max(1, len(slots))
     totals = torch.zeros(num_blocks, device=pack.accelerator.device, dtype=torch.float64)
     held_out = pack.job.held_out
     shortest_first = lengths_of(held_out).argsort(kind="stable").tolist()
     for indices in _my_share(pack, shortest_first, num_rows=max(1, EVALUATION_ROWS // num_blocks)):
-        samples = [held_out[i] for i in indices]
-        batch = collate([samples] * num_blocks, device=pack.accelerator.device, opening=pack.opening)
-        with pack.routed(batch, slots):
-            totals += pack.loss(batch)
-    pack.module.train()
+        totals += _sums(pack, slots, indices)
+        yield
     summed = totals if _is_repeated(pack) else pack.accelerator.reduce(totals, "sum")
     count = int(trained_counts_of(held_out).sum())
     return [float(total) / count for total in summed]
+
+
+@torch.no_grad()
+def _sums(pack: Pack, slots: Sequence[int], indices: Sequence[int]) -> torch.Tensor:
+    """Return the summed loss of each adapter over the held-out samples `indices`."""
+    pack.module.eval()
+    samples = [pack.job.held_out[i] for i in indices]
+    batch = collate([samples] * max(1, len(slots)), device=pack.accelerator.device, opening=pack.opening)
+    with pack.routed(batch, slots):
+        sums: torch.Tensor = pack.loss(batch)
+    pack.module.train()
+    return sums
 
 
 def _answers(pack: Pack, tokenizer: PreTrainedTokenizerBase, slot: int | None) -> list[str]:

@@ -122,9 +122,17 @@ def _passes(pack: Pack, active: Sequence[int], batches: Sequence[Sequence[int]])
     """Return which adapters go together, by their place in `active`."""
     if pack.accelerator.distributed_type != DistributedType.NO:
         return [range(len(active))]  # each backward pass is an exchange of gradients
-    lengths = [int(pack.runs[slot].order.lengths[batch].sum()) for slot, batch in zip(active, batches, strict=True)]
-    per_pass = [length // pack.job.gradient_accumulation_steps for length in lengths]
-    return passes_of(per_pass, limit=PASS_TOKENS)
+    num_tokens = [_tokens_of(pack, slot, batch) for slot, batch in zip(active, batches, strict=True)]
+    return passes_of(num_tokens, limit=PASS_TOKENS)
+
+
+def pass_tokens(pack: Pack, slot: int, step: int) -> int:
+    """Return the tokens that step `step` of the run in `slot` adds to each of its passes."""
+    return _tokens_of(pack, slot, pack.runs[slot].order.batch(step))
+
+
+def _tokens_of(pack: Pack, slot: int, batch: Sequence[int]) -> int:
+    return int(pack.runs[slot].order.lengths[batch].sum()) // pack.job.gradient_accumulation_steps
 
 
 def _micro_batches(

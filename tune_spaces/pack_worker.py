@@ -7,8 +7,6 @@ import pickle
 import queue
 import tempfile
 import threading
-import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -19,21 +17,20 @@ from accelerate import Accelerator
 from transformers.utils.logging import disable_progress_bar
 
 from cluster.models.base import load_base
-from train_jobs.evaluate import Evaluation, evaluate, held_out_loss, held_out_losses
+from train_jobs.evaluate import Evaluation, evaluate, held_out_loss
 from train_jobs.job import AdapterJob, TrainJob
-from train_jobs.pack import Pack, PackSize, build_pack
+from train_jobs.pack import PackSize, build_pack
 from train_jobs.step import train_step
-from tune_spaces.halving import release_order
+from tune_spaces.arrivals import LATE_S, Arrivals
+from tune_spaces.rounds import Rounds
 from tune_spaces.shapes import Shape
-from tune_spaces.trial import DIVERGED_LOSS, Trial, TrialReport, is_same_trial
+from tune_spaces.trial import Trial, TrialReport, is_same_trial
 from tune_spaces.trial_state import TrialState, put_state, take_state
 
 Result = TypeVar("Result")
 IDLE_S = 3600.0
-NUM_WARM_STEPS = 1
-"""Steps that say little of the next ones: memory is taken and kernels are chosen."""
 GRACE_S = 0.5
-"""How long a step waits for trials on which Ray Tune is deciding: full packs are worth it, a slow driver is not."""
+"""How long others wait for a trial on which Ray Tune is deciding: full packs are worth it, a slow driver is not."""
 
 
 class TrialLeft(RuntimeError):
@@ -43,7 +40,7 @@ class TrialLeft(RuntimeError):
 class PackWorker:
     """One thread owns the pack; calls from trials hand it work and wait. Run it with a concurrency of 2 K + 2.
 
-    Trials of one shape go through the base together, those of another shape after them.
+    Work is done between two passes through the base. Trials of one shape go together, those of another after them.
     """
 
     def __init__(
@@ -53,14 +50,11 @@ class PackWorker:
         self._job = job
         self._jobs = dict(jobs or {})
         self._size = size
-        self._reduction_factor = reduction_factor
         self._work: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._trials: dict[str, Trial] = {}
-        self._arrived: deque[tuple[Trial, TrialReport]] = deque()
-        """Trials at their rung whose report has yet to be released."""
-        self._released_s = 0.0
+        self._rounds = Rounds()
+        self._arrivals = Arrivals(reduction_factor=reduction_factor)
         self._measured: Future[float] = Future()
-        self._num_made = 0
         threading.Thread(target=self._own, daemon=True, name="pack").start()
         self._call(lambda: None)
 
@@ -75,15 +69,16 @@ class PackWorker:
         state: TrialState | bytes | None = None,
         *,
         shape: Shape | None = None,
+        instead_of: str | None = None,
     ) -> bool:
         """Give a trial a slot, from its start or from `state`, also a kept one; False when there is none left.
 
-        `shape` is one of `jobs`; None is that of the worker's own job.
+        `shape` is one of `jobs`; None is that of the worker's own job. The trial `instead_of` leaves.
 
         An entry of the same trial under another id goes: whoever made it has yet to notice that the trial moved on.
         """
         begun = pickle.loads(state) if isinstance(state, bytes) else state  # noqa: S301 (the search's own)
-        return self._call(lambda: self._enter(trial_id, adapter, begun, shape))
+        return self._call(lambda: self._enter(trial_id, adapter, begun, shape, instead_of))
 
     def leave(self, trial_id: str) -> None:
         """Free the trial's slot; a trial that is not here is no problem."""
@@ -105,13 +100,13 @@ class PackWorker:
         """Return all that `enter` needs to go on with the trial elsewhere."""
         return self._call(lambda: self._state(self._trials[trial_id]))
 
-    def kept_state(self, trial_id: str) -> bytes:
-        """Return `state` for a file: to read it takes torch and all of the model's code, which trials do without."""
-        return pickle.dumps(self.state(trial_id))
+    def checkpoint(self, trial_id: str, *, with_state: bool) -> tuple[dict[str, bytes], bytes | None]:
+        """Return the trial's adapter as the files of PEFT's format, and `state` for a file.
 
-    def adapter_files(self, trial_id: str) -> dict[str, bytes]:
-        """Return the trial's adapter as the files of PEFT's format."""
-        return self._call(lambda: self._adapter_files(self._trials[trial_id].slot))
+        To read a state takes torch and all of the model's code, which trials do without.
+        """
+        files, state = self._call(lambda: self._checkpoint(self._trials[trial_id], with_state=with_state))
+        return files, pickle.dumps(state) if state is not None else None
 
     def evaluation_of(self, files: dict[str, bytes]) -> Evaluation:
         """Return held-out loss and answers of an adapter in PEFT's format; needs a free slot."""
@@ -153,8 +148,7 @@ class PackWorker:
                 self._work.get()[1].set_exception(error)
         while True:
             self._do_work()
-            self._release()
-            self._round()
+            self._make_a_pass()
 
     def _load(self) -> None:
         torch.set_num_threads(self._job.num_threads)
@@ -170,9 +164,15 @@ class PackWorker:
         self._packs = {shape: self._pack.with_batches_of(other) for shape, other in self._jobs.items()}
 
     def _do_work(self) -> None:
-        """Do what is asked for; wait while nothing trains, and for a moment for trials that are being decided on."""
-        patience_s = self._patience_s()
-        while True:
+        """Do what is asked for; wait while nothing trains, and for a moment for trials that are being decided on.
+
+        Nobody's first step waits for more work to come.
+        """
+        is_first = True
+        while is_first or not any(trial.is_new for trial in self._trials.values()):
+            is_first = False
+            self._arrivals.release()
+            patience_s = self._patience_s()
             try:
                 function, done = self._work.get(timeout=patience_s) if patience_s else self._work.get_nowait()
             except queue.Empty:
@@ -181,68 +181,53 @@ class PackWorker:
                 done.set_result(function())
             except BaseException as error:
                 done.set_exception(error)
-            self._release()
-            patience_s = self._patience_s()
 
-    def _patience_s(self) -> float | None:
-        if any(trial.is_training for trial in self._trials.values()):
-            return GRACE_S if self._is_deciding() else 0
-        return GRACE_S if self._arrived else IDLE_S
+    def _patience_s(self) -> float:
+        trials = self._trials.values()
+        if self._arrivals.is_measuring or any(trial.is_new for trial in trials):
+            return 0
+        if any(trial.is_training or trial.is_at_rung for trial in trials):
+            return GRACE_S if any(trial.waiting is None for trial in trials) else 0
+        return LATE_S if self._arrivals else IDLE_S
 
-    def _is_deciding(self) -> bool:
-        return any(trial.waiting is None for trial in self._trials.values())
+    def _make_a_pass(self) -> None:
+        """Train newcomers; else measure those at their rung; else train the next ones of the round."""
+        trials = self._trials.values()
+        if new := self._rounds.newcomers(trials):
+            self._train(new)
+        elif self._arrivals.is_measuring:
+            self._arrivals.measure(self._pack)
+        elif others := self._rounds.next_pass(trials):
+            self._train(others)
+        else:
+            self._arrivals.add([trial for trial in trials if trial.is_at_rung])
+            step_s = self._rounds.end()
+            if step_s is not None and not self._measured.done():
+                self._measured.set_result(step_s)
 
-    def _release(self) -> None:
-        """Let the next trial at its rung report, once the one before has got its answer or is late."""
-        is_late = time.monotonic() - self._released_s > GRACE_S
-        if self._arrived and (is_late or not self._is_deciding()):
-            trial, report = self._arrived.popleft()
-            waiting, trial.waiting = trial.waiting, None
-            self._released_s = time.monotonic()
-            if waiting is not None:
-                waiting.set_result(report)
-
-    def _round(self) -> None:
-        """Make a step of every trial that waits for steps, one pass for each shape; those at their rung report."""
-        training = [trial for trial in self._trials.values() if trial.is_training]
-        begin_s = time.monotonic()
-        arrived: list[Trial] = []
-        for pack in (self._pack, *self._packs.values()):
-            arrived += self._step(pack, {trial.slot: trial for trial in training if trial.pack is pack})
-        if not training:
-            return
-        self._num_made += 1
-        if self._num_made == NUM_WARM_STEPS + 1:
-            self._measured.set_result((time.monotonic() - begin_s) / len(training))
-        if arrived:
-            self._arrive(arrived)
-
-    def _step(self, pack: Pack, trials: Mapping[int, Trial]) -> list[Trial]:
-        """Make a step of `trials`, by slot, and return those that are at their rung."""
-        if not trials:
-            return []
+    def _train(self, trials: Sequence[Trial]) -> None:
+        """Make a step of `trials`, which are of one shape."""
+        pack, by_slot = trials[0].pack, {trial.slot: trial for trial in trials}
         pack.take_turn()
         try:
-            made = train_step(pack, {slot: trial.done for slot, trial in trials.items()})
+            made = train_step(pack, {slot: trial.done for slot, trial in by_slot.items()})
         except (RuntimeError, ArithmeticError) as error:  # out of memory, above all
-            for trial in trials.values():
-                waiting, trial.waiting = trial.waiting, None
-                if waiting is not None:
-                    waiting.set_exception(error)
-            return []
+            for trial in trials:
+                trial.fail(error)
+            return
         for slot, loss in zip(made.slots, made.losses, strict=True):
-            trials[slot].note(loss, num_tokens=made.num_tokens // len(made.slots), seconds=made.duration_s)
-        return [trials[slot] for slot in made.slots if trials[slot].is_at_rung]
+            by_slot[slot].note(loss, num_tokens=made.num_tokens // len(trials), seconds=made.duration_s)
+        self._rounds.note(trials, seconds=made.duration_s)
 
-    def _arrive(self, trials: Sequence[Trial]) -> None:
-        sound = [trial for trial in trials if trial.losses[-1] < DIVERGED_LOSS]
-        losses = dict(zip((t.slot for t in sound), held_out_losses(self._pack, [t.slot for t in sound]), strict=True))
-        held_out = [min(losses.get(trial.slot, DIVERGED_LOSS), DIVERGED_LOSS) for trial in trials]
-        for index in release_order(held_out, reduction_factor=self._reduction_factor):
-            self._arrived.append((trials[index], trials[index].report(held_out[index])))
-
-    def _enter(self, trial_id: str, adapter: AdapterJob, state: TrialState | None, shape: Shape | None) -> bool:
-        for before in [other for other in self._trials if is_same_trial(other, trial_id)]:
+    def _enter(
+        self,
+        trial_id: str,
+        adapter: AdapterJob,
+        state: TrialState | None,
+        shape: Shape | None,
+        instead_of: str | None,
+    ) -> bool:
+        for before in [other for other in self._trials if other == instead_of or is_same_trial(other, trial_id)]:
             self._leave(before)
         free = self._free_slots()
         if not free:
@@ -258,17 +243,22 @@ class PackWorker:
 
     def _leave(self, trial_id: str) -> None:
         if trial := self._trials.pop(trial_id, None):
-            self._arrived = deque(entry for entry in self._arrived if entry[0] is not trial)
+            self._arrivals.drop(trial)
             self._pack.leave(trial.slot)
-            if trial.waiting is not None:  # else it would wait for ever, and with it whoever wants its process next
-                trial.waiting.set_exception(TrialLeft(f"Trial {trial_id} has left this worker."))
+            # Else it would wait for ever, and with it whoever wants its process next.
+            trial.fail(TrialLeft(f"Trial {trial_id} has left this worker."))
 
     def _ask(self, trial_id: str, until: int, waiting: "Future[TrialReport]") -> None:
         trial = self._trials[trial_id]
+        self._arrivals.hear(trial)
         trial.until, trial.waiting = until, waiting
 
     def _state(self, trial: Trial) -> TrialState:
         return take_state(self._pack, trial.slot, done=trial.done)
+
+    def _checkpoint(self, trial: Trial, *, with_state: bool) -> tuple[dict[str, bytes], TrialState | None]:
+        self._arrivals.hear(trial)
+        return self._adapter_files(trial.slot), self._state(trial) if with_state else None
 
     def _adapter_files(self, slot: int) -> dict[str, bytes]:
         card = self._job.card

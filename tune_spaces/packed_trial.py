@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.actor import ActorHandle
+from ray.tune.experiment import Trial
 
 from cluster.errors import UserError
 from tune_spaces.shared import Shared
@@ -31,12 +32,12 @@ class PackedTrial(tune.Trainable):  # type: ignore[misc] # Ray's interface of a 
             logging.getLogger(name).setLevel(logging.WARNING)  # they would tell of every checkpoint
         self._shared = shared
         self._worker: ActorHandle | None = None
+        self._name: str | None = None
         self._step = 0
         self._enter(config)
 
     def reset_config(self, new_config: Mapping[str, Any]) -> bool:
-        """Give the slot back and take one for another trial, or for this one with other values."""
-        self.cleanup()
+        """Give the slot to another trial, or to this one with other values."""
         self._step = 0
         self._enter(new_config)
         return True
@@ -47,25 +48,28 @@ class PackedTrial(tune.Trainable):  # type: ignore[misc] # Ray's interface of a 
         report: TrialReport = ray.get(self._worker.advance.remote(self._name, until))  # type: ignore[union-attr]
         self._step = report.step
         is_over = report.step >= self._shared.rungs[-1] or report.held_out_loss >= DIVERGED_LOSS
+        self._goes_on = not is_over
         return self._metrics(report) | {"done": is_over}
+
+    def expect_stop(self) -> None:
+        """Learn that Ray Tune will stop the trial once it has its next checkpoint."""
+        self._goes_on = False
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write the adapter in PEFT's format, and what the trial needs to go on unless it has ended."""
-        folder = Path(checkpoint_dir)
+        folder, goes_on = Path(checkpoint_dir), self._goes_on
         (folder / ADAPTER_FOLDER).mkdir()
-        for name, content in ray.get(self._worker.adapter_files.remote(self._name)).items():  # type: ignore[union-attr]
+        files, state = ray.get(self._worker.checkpoint.remote(self._name, with_state=goes_on))  # type: ignore[union-attr]
+        for name, content in files.items():
             (folder / ADAPTER_FOLDER / name).write_bytes(content)
-        if self._step < self._shared.rungs[-1]:
-            state = ray.get(self._worker.kept_state.remote(self._name))  # type: ignore[union-attr]
+        if goes_on:
             (folder / STATE_FILE).write_bytes(pickle.dumps((self._step, state)))
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Go on where the checkpoint was written, with the values this trial has now."""
         path = Path(checkpoint_dir) / STATE_FILE
         if path.is_file():
-            step, state = pickle.loads(path.read_bytes())  # noqa: S301 (the search's own file)
-            self.cleanup()
-            self._step = step
+            self._step, state = pickle.loads(path.read_bytes())  # noqa: S301 (the search's own file)
             self._enter(self.config, state)
 
     def cleanup(self) -> None:
@@ -75,11 +79,14 @@ class PackedTrial(tune.Trainable):  # type: ignore[misc] # Ray's interface of a 
             self._worker = None
 
     def _enter(self, config: Mapping[str, Any], state: bytes | None = None) -> None:
-        self._name: str = entry_of(self.trial_id)
+        """Take a slot: the one that this actor has, if it has one, in the same call that gives it back."""
+        self._goes_on = True
+        before, workers = self._name, self._shared.workers if self._worker is None else (self._worker,)
+        self._name, self._worker = entry_of(self.trial_id), None
         self._adapter = adapter_job(self._shared.default, config)
         shape = self._shared.shape_with(config)
-        for worker in self._shared.workers:
-            if ray.get(worker.enter.remote(self._name, self._adapter, state, shape=shape)):
+        for worker in workers:
+            if ray.get(worker.enter.remote(self._name, self._adapter, state, shape=shape, instead_of=before)):
                 self._worker = worker
                 return
         raise NoSlot("Every slot is taken; there are more trials at a time than slots.")
@@ -93,8 +100,21 @@ class PackedTrial(tune.Trainable):  # type: ignore[misc] # Ray's interface of a 
             "losses": report.losses,
             "num_tokens": report.num_tokens,
             "train_s": report.seconds,
+            "first_step_at": report.first_step_at,
+            "first_step_s": report.first_step_s,
         }
         if self._shared.is_exact_match:
             evaluation = ray.get(self._worker.evaluation.remote(self._name))  # type: ignore[union-attr]
             metrics["exact_match"] = evaluation.num_right / max(1, evaluation.num_questions)
         return metrics
+
+
+class Farewell(tune.Callback):  # type: ignore[misc] # Ray's hook
+    """Tells trials that they will be stopped before they write their last checkpoint: of a large adapter, the moments
+    for going on are most of it.
+    """
+
+    def on_trial_result(self, *_: Any, trial: Trial, result: dict[str, Any], **__: Any) -> None:
+        """Tell the trial, whose calls are made in order; its checkpoint is asked for after this."""
+        if result.get("done"):
+            trial.temporary_state.ray_actor.expect_stop.remote()

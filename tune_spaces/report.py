@@ -81,13 +81,13 @@ def table(summary: Summary) -> str:
     done = [result for result in summary.results if result.metrics and objective in result.metrics]
     fields = sorted({field for result in done for field in result.config})
     names = summary.request.objectives
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("trial", *fields, "steps", *names, "front"))
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("trial", *names, "steps", *fields, "front"))
     kept = sound(done, names)
     unbeaten = {kept[i].metrics["trial_id"] for i in pareto([badness(names, result.metrics) for result in kept])}
     lines = []
     for result in sorted(done, key=lambda r: sign * r.metrics[objective]):
-        cells = [result.metrics["trial_id"], *(short(result.config.get(field, "")) for field in fields)]
-        cells += [str(result.metrics["step"]), *(short(result.metrics.get(name, "")) for name in names)]
+        cells = [result.metrics["trial_id"], *(short(result.metrics.get(name, "")) for name in names)]
+        cells += [str(result.metrics["step"]), *(short(result.config.get(field, "")) for field in fields)]
         cells.append("●" if result.metrics["trial_id"] in unbeaten else "")
         mark = ' class="best"' if result is summary.best else ""
         lines.append(f"<tr{mark}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")

@@ -92,12 +92,13 @@ def parallel_coordinates(summary: "Summary") -> "Figure | None":
     for place, scale in enumerate(scales):
         axes.axvline(place, color=AXIS, linewidth=1, zorder=0)
         for value in scale.marks:
-            axes.annotate(short(value), (place, scale.share(value)), (5, 0), textcoords="offset points", fontsize=8)
+            at = (place, scale.share(value))
+            axes.annotate(_broken(short(value)), at, (5, 0), textcoords="offset points", fontsize=8)
     axes.axvline(len(fields), color=AXIS, linewidth=1, zorder=0)
     for value in (low, low + span):
         axes.annotate(short(value), (len(fields), (value - low) / span), (5, 0), textcoords="offset points", fontsize=8)
     names = [f"{field}\n(log)" if scale.is_log else field for field, scale in zip(fields, scales, strict=True)]
-    axes.set_xticks(range(len(names) + 1), [*names, objective])
+    axes.set_xticks(range(len(names) + 1), [_broken(name) for name in (*names, objective)])
     axes.set_xlim(-0.1, len(names) + 0.35)
     axes.set_yticks([])
     axes.spines[["left", "bottom"]].set_visible(False)
@@ -184,11 +185,16 @@ class _Places:
     def mark(self, axis: Any) -> None:
         """Write the values on an axis of matplotlib's."""
         if self.is_ranked:
-            axis.set_ticks(range(len(self.values)), [short(value) for value in self.values])
+            axis.set_ticks(range(len(self.values)), [_broken(short(value)) for value in self.values])
         elif self.is_log:
             axis.axes.set_xscale("log")
             axis.set_ticks([], minor=True)  # the text of a narrow plot's small ticks would lie on itself
             axis.set_ticks(self.marks, [short(value) for value in self.marks])
+
+
+def _broken(name: str) -> str:
+    """Return `name` in several lines, so that long ones stand side by side."""
+    return name.replace("_", "_\n")
 
 
 def _varied(summary: "Summary") -> tuple[list[Result], list[str]]:

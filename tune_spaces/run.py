@@ -65,6 +65,8 @@ def run_search(
     plan, packs = trials.plan, trials.packs
     job = build_job(as_training_request(request), plan, data)
     job = replace(job, num_threads=max(1, plan.hardware.num_cpus // (packs.num_workers * plan.num_workers)))
+    if "exact_match" not in request.objectives:
+        job = replace(job, questions=())  # to answer them takes as long as some trials, and nobody asked for it
     ensure_a_step(budget_of(request, plan), plan, job, num_workers=packs.num_workers)
     is_packed = trials.alone_because is None
     outline = outline_of(request, trials, job, name=resume or new_search(request))

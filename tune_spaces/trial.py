@@ -2,6 +2,7 @@
 
 import math
 import secrets
+import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -40,7 +41,11 @@ class TrialReport:
     num_tokens: int
     """Trained on since the report before, prompts included."""
     seconds: float
-    """Of the steps since the report before, each shared with whoever was in the pack."""
+    """Of the steps since the report before, each shared with whoever was in the pass."""
+    first_step_at: float
+    """When its first step on this worker was done, in seconds since the epoch."""
+    first_step_s: float
+    """What that step took."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -56,6 +61,10 @@ class Trial:
     losses: list[float] = field(default_factory=list)
     num_tokens: int = 0
     seconds: float = 0.0
+    first_step_at: float = 0.0
+    first_step_s: float = 0.0
+    last_round: int = 0
+    """In which it made a step here; 0 until it has."""
     waiting: "Future[TrialReport] | None" = None
     """Whoever asked for steps; None while Ray Tune decides what becomes of the trial."""
 
@@ -65,15 +74,22 @@ class Trial:
         return self.waiting is not None and self.done < self.until
 
     @property
+    def is_new(self) -> bool:
+        """Return whether it waits for its first step on this worker."""
+        return self.is_training and not self.last_round
+
+    @property
     def is_at_rung(self) -> bool:
-        """Return whether it has made the steps it was asked for, or cannot go on."""
-        return self.done >= self.until or self.losses[-1] >= DIVERGED_LOSS
+        """Return whether it has made the steps it was asked for, or cannot go on, and has yet to report."""
+        return self.waiting is not None and bool(self.losses) and self.done >= self.until
 
     def note(self, loss: float, *, num_tokens: int, seconds: float) -> None:
         """Count one step; a loss that is no number ends the trial."""
         self.done += 1
         self.num_tokens += num_tokens
         self.seconds += seconds
+        if not self.first_step_at:
+            self.first_step_at, self.first_step_s = time.time(), seconds
         self.losses.append(loss if math.isfinite(loss) else DIVERGED_LOSS)
         if self.losses[-1] == DIVERGED_LOSS:
             self.until = self.done
@@ -84,5 +100,25 @@ class Trial:
         num_tokens, self.num_tokens = self.num_tokens, 0
         seconds, self.seconds = self.seconds, 0.0
         return TrialReport(
-            step=self.done, held_out_loss=held_out_loss, losses=losses, num_tokens=num_tokens, seconds=seconds
+            step=self.done,
+            held_out_loss=held_out_loss,
+            losses=losses,
+            num_tokens=num_tokens,
+            seconds=seconds,
+            first_step_at=self.first_step_at,
+            first_step_s=self.first_step_s,
         )
+
+    def tell(self, report: TrialReport) -> None:
+        """Answer whoever asked for steps."""
+        if waiting := self._taken():
+            waiting.set_result(report)
+
+    def fail(self, error: Exception) -> None:
+        """Tell whoever asked for steps that there will be none."""
+        if waiting := self._taken():
+            waiting.set_exception(error)
+
+    def _taken(self) -> "Future[TrialReport] | None":
+        waiting, self.waiting = self.waiting, None
+        return waiting

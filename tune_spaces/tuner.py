@@ -12,7 +12,7 @@ from ray.tune import CheckpointConfig, FailureConfig, Tuner
 from tune_spaces.arguments import SearchRequest
 from tune_spaces.launched_trial import LaunchedTrial
 from tune_spaces.methods import scheduler, searcher
-from tune_spaces.packed_trial import PackedTrial
+from tune_spaces.packed_trial import Farewell, PackedTrial
 from tune_spaces.shared import Shared
 from tune_spaces.values import Space, to_ray
 from tune_spaces.watch import Outline, Recall, Watch
@@ -54,7 +54,8 @@ def tuner(
     # What population-based training decided it has written into the trials themselves.
     recalled = () if request.scheduler == "pbt" else outline.reports
     # A trial only waits, for its worker or its run: a CPU, or a part of one, might be missing there.
-    kind, resources = (PackedTrial, {"CPU": 0.001}) if shared.launch is None else (LaunchedTrial, {"memory": 1})
+    is_packed = shared.launch is None
+    kind, resources = (PackedTrial, {"CPU": 0.001}) if is_packed else (LaunchedTrial, {"memory": 1})
     trainable = tune.with_resources(tune.with_parameters(kind, shared=shared), resources)
     new = Tuner(
         trainable,
@@ -83,7 +84,7 @@ def tuner(
                 checkpoint_frequency=1,
                 checkpoint_at_end=True,
             ),
-            callbacks=[Recall(trial_scheduler, recalled), Watch(outline)],
+            callbacks=[Recall(trial_scheduler, recalled), Watch(outline), *([Farewell()] if is_packed else [])],
             verbose=0,
         ),
     )
