@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import pytest
 from test_data import GOOD, OPENAI, parquet_of, turns, written
 
@@ -195,6 +196,43 @@ def test_a_file_that_cannot_be_read_is_one_line(name: str, tmp_path: Path) -> No
         read_data_file(make(tmp_path))
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
+
+
+HUB_ERRORS = {
+    "unknown": (
+        datasets.exceptions.DatasetNotFoundError("Dataset 'a/b' doesn't exist\non the Hub"),
+        r"doesn't exist\)",
+    ),
+    "out of reach": (ConnectionError(), "ConnectionError"),
+    "without that split": (ValueError('Unknown split "test". Should be one of'), "Unknown split"),
+    "of several parts": (ValueError("Config name is missing.\nPlease pick one"), r"Config name is missing\.\)"),
+}
+
+
+@pytest.mark.parametrize("name", HUB_ERRORS)
+def test_a_data_set_that_the_hub_does_not_give_is_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    error, reason = HUB_ERRORS[name]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(DataError, match=reason) as caught:
+        read_data_file("hf:a/b@test")
+    assert str(caught.value).startswith("hf:a/b@test: cannot be loaded (")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_data_set_of_the_hub_has_a_name() -> None:
+    with pytest.raises(DataError, match=r"hf:: names no data set; give it as hf:org/name, or hf:org/name@split\."):
+        read_data_file("hf:")
+
+
+def test_a_row_of_the_hub_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = datasets.Dataset.from_list([json.loads(GOOD), {"messages": []}])
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: {("a/b", "train"): rows}[name, split])
+    with pytest.raises(DataError, match=r"^hf:a/b: row 2: messages is empty$"):
+        read_data_file("hf:a/b")
 
 
 def test_bytes_that_are_no_utf8_are_named(tmp_path: Path) -> None:

@@ -190,12 +190,15 @@ def _hub(source: str) -> Iterator[Record]:
 
 def _hub_rows(source: str) -> Any:
     name, _, split = source.removeprefix(HUB_PREFIX).partition("@")
+    if not name:
+        raise DataError(f"{source}: names no data set; give it as {HUB_PREFIX}org/name, or {HUB_PREFIX}org/name@split.")
     import datasets
 
     try:
         return datasets.load_dataset(name, split=split or "train")
     except (OSError, ValueError, ConnectionError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"{source}: cannot be loaded ({str(error).splitlines()[0]}).") from None
+        said = str(error).splitlines() or [type(error).__name__]
+        raise DataError(f"{source}: cannot be loaded ({said[0]}).") from None
 
 
 def _record(where: str, line: bytes) -> Record:
