@@ -34,7 +34,10 @@ ZERO3_4BIT = (
     "prove it with a short run first."
 )
 FULL_FP16 = "Full fine-tuning in fp16 loses small updates: use precision fp32, or bf16 on a GPU that has it."
-LORAPLUS_ZERO = "loraplus_lr_ratio is not proven under DeepSpeed; use --set strategy=ddp."
+LORAPLUS_ZERO = (
+    "loraplus_lr_ratio gives A and B rates of their own, and DeepSpeed gets all adapters as one group with one rate: "
+    "use --set strategy=ddp, or strategy=fsdp where an unquantized base has to be sharded."
+)
 REFUSED_SETTINGS = {
     "use_dora": (
         "use_dora is refused: vLLM serves no DoRA adapters, and in a mixed batch its norm of W + BA would be a product "

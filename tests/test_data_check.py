@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
 from rich.console import Console
-from tiny_models import byte_tokenizer
+from tiny_models import byte_tokenizer, tiny_llama_folder
 from typer.testing import CliRunner
 
+from cluster.catalog import find
 from train_jobs import data_command
 from train_jobs.data_check import Report, check_data
 from train_jobs.text_faults import FAULTS, Fault
@@ -90,6 +92,27 @@ def test_broken_records_are_named_and_the_rest_is_checked(tmp_path: Path) -> Non
     assert report.has_errors
 
 
+def test_a_narrow_terminal_shows_lines_colours_and_both_ends_of_a_long_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(data_command, "out", Console(width=100, force_terminal=True, color_system="standard"))
+    monkeypatch.setattr(data_command, "find", lambda _: find(str(tiny_llama_folder(tmp_path / "tiny"))))
+    path = tmp_path / f"{'long' * 20}.jsonl"
+    records = [turn("q", "a" * 299 + "b" * 500 + "c" * 295), turn("x", "y"), turn("x", "y"), {}]
+    path.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    with pytest.raises(typer.Exit):
+        data_command.check(str(path), model="tiny")
+    said = capsys.readouterr().out
+    for text in (
+        "line 4: has the",
+        "line 3 (as line 2)",
+        "\x1b[1;32m" + "a" * 299 + "b … 504 characters … ccc",
+        "cc<|im",
+    ):
+        assert text in said
+    assert "⟦" not in said
+
+
 def test_the_command_prints_it_and_says_by_its_exit_code_whether_it_can_be_trained(
     tmp_path: Path, smollm2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,7 +122,9 @@ def test_the_command_prints_it_and_says_by_its_exit_code_whether_it_can_be_train
     result = CliRunner().invoke(data_command.app, ["check", str(path), "--model", "smollm2-135m-instruct"])
     assert result.exit_code == 1
     assert "records that cannot be read" in result.output
-    assert "ヒバナです。<|im_end|>" in result.output
+    assert "⟦ヒバナです。<|im_end|>⟧" in result.output
+    assert "line 2: has the fields none" in result.output  # also on a narrow terminal, whatever the file is called
+    assert "Training refuses it" in result.output
     path.write_text(json.dumps(turn("hi", "ho")) + "\n")
     result = CliRunner().invoke(data_command.app, ["check", str(path), "--model", "smollm2-135m-instruct", "--json"])
     assert result.exit_code == 0

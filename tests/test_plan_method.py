@@ -27,7 +27,9 @@ def test_lora_plus_under_deepspeed_is_refused_and_otherwise_planned() -> None:
     plan = plan_training(find(MODEL), h100s, overrides={"loraplus_lr_ratio": "16", "strategy": "ddp"})
     assert plan.lora is not None
     assert plan.lora.loraplus_lr_ratio == 16
-    with pytest.raises(ImpossibleCombination, match="loraplus_lr_ratio is not proven under DeepSpeed"):
+    sharded = {"loraplus_lr_ratio": "16", "strategy": "fsdp"}
+    assert plan_training(find(MODEL), h100s, method="lora", overrides=sharded).strategy == "fsdp"
+    with pytest.raises(ImpossibleCombination, match=r"loraplus_lr_ratio .*strategy=ddp, or strategy=fsdp"):
         plan_training(find(MODEL), h100s, overrides={"loraplus_lr_ratio": "16", "zero_stage": "2"})
 
 

@@ -1,6 +1,7 @@
 """The page of a finished run: everything in one file, everything escaped, the numbers those of the run."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -127,9 +128,29 @@ def test_the_curves_are_drawn_from_the_history() -> None:
     assert [number for _, number in rate] == pytest.approx([0.001, 0.002, 0.003, 0.004])
 
 
+def test_the_line_above_which_a_gradient_was_clipped_is_the_runs_own() -> None:
+    figure = grad_norms(finished().outcome, max_norm=0.3)
+    assert figure is not None
+    norms, line = (points(line) for line in figure.axes[0].lines)
+    assert norms == [(1, 0.5), (2, 0.5), (3, 0.5), (4, 0.5)]
+    assert {height for _, height in line} == {0.3}
+
+
+def test_a_model_of_its_own_is_named_and_served_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = finished()
+    plan = run.manifest.plan | {"method": "full", "warnings": ["500 steps <i> would be too many"]}
+    whole = replace(run, manifest=run.manifest.model_copy(update={"plan": plan}))
+    text = page(whole)
+    for said in ("Training of tiny-shop-v3", "kajiya up tiny-shop-v3\n", "500 steps &lt;i&gt; would be too many"):
+        assert said in text
+    assert "promote" not in text
+    monkeypatch.setenv("KAJIYA_HOME", str(tmp_path))
+    assert write_report(whole) == tmp_path / "reports" / "tiny" / "shop-v3.html"
+
+
 def test_without_gradient_norms_or_questions_there_is_neither_plot_nor_table() -> None:
     run = finished(grad_norms=())
-    assert grad_norms(run.outcome) is None
+    assert grad_norms(run.outcome, max_norm=1.0) is None
     assert page(run).count("<svg") == 2
     silent = Evaluation(loss=1.0, num_right=0, num_questions=0, answers=())
     outcome = Outcome(before=silent, after=(silent,), history=run.outcome.history)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from train_jobs.formats import Format, format_of, known_formats
 from train_jobs.messages import Dialogue, Document, Example
-from train_jobs.records import HUB_PREFIX, DataError, Record, parsed, read_records
+from train_jobs.records import HUB_PREFIX, DataError, Record, kind_of, parsed, read_records
 
 HELD_OUT_SHARE = 0.1
 """Share of the examples that is held out where the user brings no evaluation file."""
@@ -20,6 +20,18 @@ MAX_HELD_OUT = 1000
 """Examples; the mean loss of more says hardly more, and takes its time before and after training."""
 BEGINNING_RECORDS = 10_000
 """A second's worth of checking."""
+MAX_NAMES = 8
+"""Fields of a record that an error names."""
+MAX_NAME = 40
+"""Characters of each."""
+KINDS = {
+    "string_type": "a text",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+}
+"""What should have been there, by pydantic's name for the error."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +73,7 @@ def check(records: Iterable[Record], found: Format | None = None) -> Iterator[Ch
             found = _same_format(found, record)
             yield Checked(record=record, format=found.name, example=_example(record, found))
         except ValueError as error:
-            yield Checked(record=record, problem=f"{record.where}: {reason(error)}")
+            yield Checked(record=record, problem=f"{record.where}: {_one_line(reason(error))}")
 
 
 def format_in(source: str | Path) -> Format:
@@ -164,7 +176,7 @@ def _same_format(found: Format | None, record: Record) -> Format:
         raise ValueError(record.problem)
     this = format_of(record.fields)
     if this is None:
-        raise ValueError(f"has the fields {', '.join(record.fields) or 'none'}; known are {known_formats()}")
+        raise ValueError(f"has the fields {_shortened(record.fields)}; known are {known_formats()}")
     if found is not None and this is not found:
         raise ValueError(f"is in the format {this.name}, and those before it in {found.name}; use one file for each")
     return this
@@ -189,8 +201,20 @@ def reason(error: ValueError) -> str:
         return str(error)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    text = first["msg"].removeprefix("Value error, ")
+    kind = KINDS.get(first["type"])
+    text = f"is {kind_of(first['input'])}, not {kind}" if kind else first["msg"].removeprefix("Value error, ")
     return f"{where}: {text}" if where else text
+
+
+def _shortened(names: Iterable[str]) -> str:
+    """Return the first few `names`; those of a table without a header are whole texts."""
+    few = [name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}…" for name in islice(names, MAX_NAMES + 1)]
+    return ", ".join([*few[:MAX_NAMES], *(["…"] if len(few) > MAX_NAMES else [])]) or "none"
+
+
+def _one_line(text: str) -> str:
+    """Return `text` with line breaks, and what no terminal can show, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def held_out_examples(num_examples: int, *, seed: int) -> list[int]:

@@ -19,6 +19,10 @@ app = typer.Typer(no_args_is_help=True, help="Check training data and show what 
 out = Console()
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 DEFAULT_MAX_LENGTH = 2048
+TRAINED_MARKS = ("⟦", "⟧")
+"""Around what is trained where there are no colours, as in a file."""
+PREVIEW_CHARACTERS = 300
+"""That are shown of the beginning and the end of a long text."""
 
 
 @app.callback()
@@ -56,7 +60,7 @@ def check(
         lengths = report.quantiles()
         out.print_json(data=asdict(report) | {"lengths": lengths, "has_errors": report.has_errors})
     else:
-        _print(report)
+        _print(report, source)
     raise typer.Exit(code=1 if report.has_errors else 0)
 
 
@@ -67,21 +71,52 @@ def _train_on(word: str) -> TrainOn:
     raise UserError(f"There is no --train-on {word!r}; choose one of {', '.join(get_args(TrainOn))}.")
 
 
-def _print(report: "Report") -> None:
+def _print(report: "Report", source: str) -> None:
     lengths = ", ".join(f"{name} {length}" for name, length in report.quantiles().items())
-    out.print(f"{report.format or 'No known format'}: {report.num_records} records, {report.num_samples} samples")
+    form = report.format or "no known format"
+    out.print(f"{source}: {form}, {report.num_records} records, {report.num_samples} samples", soft_wrap=True)
     out.print(f"{report.num_tokens} tokens, {report.num_trained_tokens} of them trained; lengths: {lengths}")
     if report.findings:
-        table = Table("", "found", "where", "what to do")
-        for finding in sorted(report.findings.values(), key=lambda f: (not f.is_error, -f.count)):
-            mark = Text("✘", style="red") if finding.is_error else Text("!", style="yellow")
-            places = "\n".join(finding.places) + (" …" if finding.count > len(finding.places) else "")
-            table.add_row(mark, f"{finding.count} {finding.name}", Text(places), finding.advice)
-        out.print(table)
-    out.print("Samples as the model sees them; what is trained is [green]green[/]:")
+        out.print(_findings(report, source))
+    if report.has_errors:
+        out.print("Training refuses it as it is.", style="red")
+    if report.previews:
+        _print_previews(report)
+
+
+def _findings(report: "Report", source: str) -> Table:
+    table = Table()
+    for head in ("", "found", "where", "what to do"):
+        table.add_column(head, overflow="fold")
+    for finding in sorted(report.findings.values(), key=lambda f: (not f.is_error, -f.count)):
+        mark = Text("✘", style="red") if finding.is_error else Text("!", style="yellow")
+        # The name of the file stands above, and would leave no room for the line.
+        places = [p.replace(f"{source}: ", "").replace(f"{source}:", "line ") for p in finding.places]
+        more = " …" if finding.count > len(places) else ""
+        table.add_row(mark, f"{finding.count} × {finding.name}", Text("\n".join(places) + more), finding.advice)
+    return table
+
+
+def _print_previews(report: "Report") -> None:
+    is_coloured = out.color_system is not None
+    marks = ("", "") if is_coloured else TRAINED_MARKS
+    how = "[green]green[/]" if is_coloured else "in " + " ".join(marks)
+    out.print(f"Samples as the model sees them; what is trained is {how}:")
     for spans in report.previews:
         preview = Text()
         for span in spans:
-            preview.append(span.text, style="bold green" if span.is_trained else "dim")
+            text = _excerpt(span.text)
+            preview.append(
+                f"{marks[0]}{text}{marks[1]}" if span.is_trained else text,
+                style="bold green" if span.is_trained else "dim",
+            )
         out.print(preview, soft_wrap=True)
         out.rule(style="dim")
+
+
+def _excerpt(text: str) -> str:
+    """Return `text`, without the middle of a long one."""
+    num_left_out = len(text) - 2 * PREVIEW_CHARACTERS
+    if num_left_out <= 0:
+        return text
+    return f"{text[:PREVIEW_CHARACTERS]} … {num_left_out} characters … {text[-PREVIEW_CHARACTERS:]}"

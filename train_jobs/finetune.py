@@ -6,6 +6,7 @@ ray job submit -- python -m train_jobs.finetune --model smollm2-135m-instruct --
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from train_jobs.trackers import check_tracker
 if TYPE_CHECKING:
     from train_jobs.job import TrainJob
     from train_jobs.prepare import Data
+    from train_jobs.report import Finished
     from train_jobs.run_store import RunStore
 
 
@@ -103,7 +105,8 @@ def _train(
             )
         folder = adapter_folder(run.result(Path(cache)), 0)
         if plan.lora is None:
-            return _keep(folder, origin(request.name, plan=plan, job=job, data=data, outcome=outcome), plan.card)
+            manifest = origin(request.name, plan=plan, job=job, data=data, outcome=outcome)
+            return _keep(folder, Finished(manifest=manifest, questions=data.questions, outcome=outcome), plan.card)
         version = register(folder, request.name, plan=plan, job=job, data=data, outcome=outcome)
     tell_report(Finished(manifest=version.manifest, questions=data.questions, outcome=outcome))
     before, after, name = outcome.before, outcome.after[0], f"{plan.card.name}:{request.name}"
@@ -116,16 +119,18 @@ def _train(
     return version
 
 
-def _keep(weights: Path, manifest: Manifest, card: ModelCard) -> Path:
-    from train_jobs.full_models import keep_model
+def _keep(weights: Path, finished: "Finished", card: ModelCard) -> Path:
+    from train_jobs.full_models import MANIFEST_FILE, keep_model
+    from train_jobs.report import tell_report
 
-    folder = keep_model(weights, card, manifest)
-    name = f"{card.name}-{manifest.name}-{folder.name}"
-    before, after = manifest.metrics["held_out_loss_before"], manifest.metrics["held_out_loss_after"]
+    folder = keep_model(weights, card, finished.manifest)
+    kept = replace(finished, manifest=Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes()))
+    tell_report(kept)
+    before, after = finished.outcome.before, finished.outcome.after[0]
     announce(
         "registered",
-        f"wrote the model {name} to {folder}: held-out loss {before:.4f} -> {after:.4f}. "
-        f"Serve it with `kajiya up {name}`",
+        f"wrote the model {kept.served_name} to {folder}: held-out loss {before.loss:.4f} -> {after.loss:.4f}. "
+        f"Serve it with `kajiya up {kept.served_name}`",
         version=str(folder),
     )
     return folder

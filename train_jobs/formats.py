@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Json, JsonValue, model_validator
 
+PLAIN_TEXT = "plain text"
+"""The format of texts for continued pre-training."""
 SHAREGPT_ROLES = {
     "system": "system",
     "human": "user",
@@ -117,7 +119,7 @@ FORMATS = (
         fields=frozenset({"prompt", "completion"}),
         canonical=lambda fields: _PromptCompletion.model_validate(fields).canonical(),
     ),
-    Format(name="plain text", fields=frozenset({"text"}), canonical=dict),
+    Format(name=PLAIN_TEXT, fields=frozenset({"text"}), canonical=dict),
 )
 """The first one whose fields a record has is its format."""
 

@@ -2,13 +2,23 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
 def parse_json(content: bytes) -> Any:
     """Return what `content` says; raises `ValueError` for what is no JSON, NaN, and keys that come twice."""
-    return json.loads(content.decode("utf-8"), object_pairs_hook=_without_repeats, parse_constant=_no_constant)
+    with _depth_is_a_value():
+        return json.loads(content.decode("utf-8"), object_pairs_hook=_without_repeats, parse_constant=_no_constant)
+
+
+@contextmanager
+def _depth_is_a_value() -> Iterator[None]:
+    try:
+        yield
+    except RecursionError:
+        raise ValueError("has objects or lists inside each other, too many to be read") from None
 
 
 def _no_constant(name: str) -> Any:
@@ -39,7 +49,8 @@ def json_items(path: Path, *, read_characters: int) -> Iterator[Any]:
                 if text.startswith("]", position) and not text[position + 1 :].strip() and not file.read().strip():
                     return
                 at = position if is_first else _after_blanks(text, _after_comma(text, position))
-                item, end = decoder.raw_decode(text, at)
+                with _depth_is_a_value():
+                    item, end = decoder.raw_decode(text, at)
                 if not text.startswith((",", "]"), _after_blanks(text, end)):  # a number may go on behind what was read
                     raise json.JSONDecodeError("Expecting ',' delimiter", text, end)
             except json.JSONDecodeError as error:

@@ -10,33 +10,39 @@ TrainOn = Literal["all", "last"]
 Tool = dict[str, JsonValue]
 
 
-class _Function(BaseModel):
+class _Part(BaseModel):
+    """A part of a message. A key that is not known here could change what is trained, so it is refused.
+
+    What is null is not there: tables have a cell for each key of any row, and clients write all the keys they know.
+    """
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, fields: Any) -> Any:
+        return {k: v for k, v in fields.items() if v is not None} if isinstance(fields, dict) else fields
+
+
+class _Function(_Part):
     name: str = Field(min_length=1)
     arguments: Json[dict[str, JsonValue]] | dict[str, JsonValue]
     """Templates want the object; OpenAI's files hold it as text."""
 
 
-class _ToolCall(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _ToolCall(_Part):
     id: str | None = None
     type: Literal["function"] = "function"
     function: _Function
 
 
-class _TextPart(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _TextPart(_Part):
     type: Literal["text"]
     text: str
 
 
-class Message(BaseModel):
-    """One turn. A key that is not known here could change what is trained, so it is refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Message(_Part):
+    """One turn."""
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str = ""
@@ -51,14 +57,12 @@ class Message(BaseModel):
     def _joined(cls, content: Any) -> Any:
         if isinstance(content, list):
             return "".join(_TextPart.model_validate(part).text for part in content)
-        return "" if content is None else content
+        return content
 
     @field_validator("content")
     @classmethod
-    def _can_be_encoded(cls, content: str) -> str:
-        if any("\ud800" <= character <= "\udfff" for character in content):
-            raise ValueError("has half a character (a lone surrogate)")
-        return content
+    def _is_whole(cls, content: str) -> str:
+        return _whole(content)
 
     @model_validator(mode="after")
     def _says_something(self) -> "Message":
@@ -82,6 +86,13 @@ class Message(BaseModel):
         return fields | {key: value for key, value in further.items() if value is not None}
 
 
+def _whole(text: str) -> str:
+    """Return `text`, which can be encoded."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("has half a character (a lone surrogate)")
+    return text
+
+
 class Example(BaseModel):
     """One record in OpenAI's terms; keys beside these belong to whoever wrote the file."""
 
@@ -89,6 +100,11 @@ class Example(BaseModel):
     tools: tuple[Tool, ...] = ()
     text: str | None = None
     answer_contains: str | None = Field(default=None, min_length=1)
+
+    @field_validator("text")
+    @classmethod
+    def _is_whole(cls, text: str | None) -> str | None:
+        return None if text is None else _whole(text)
 
     @model_validator(mode="after")
     def _can_be_trained(self) -> "Example":
@@ -98,7 +114,8 @@ class Example(BaseModel):
             return self
         roles = [message.role for message in self.messages]
         if not roles:
-            raise ValueError("messages is empty")
+            is_text = "messages" not in self.model_fields_set
+            raise ValueError("text is null, not a text" if is_text else "messages is empty")
         if "system" in roles[1:]:
             raise ValueError("messages: only the first may have the role system")
         answers = [message for message in self.messages if message.role == "assistant"]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from cluster.model_card import ModelCard
 from cluster.models.adapter_spec import AdapterSpec
@@ -13,13 +14,22 @@ from cluster.plan import TrainingPlan
 from cluster.plan_acceptance import RESULT_RUNS_ON
 from cluster.presets import LoraPreset, zero_optimization
 from train_jobs.arguments import Request
-from train_jobs.data import MAX_HELD_OUT, examples_at, held_out_examples, source_name, source_sha256
+from train_jobs.data import (
+    HELD_OUT_SHARE,
+    MAX_HELD_OUT,
+    examples_at,
+    held_out_examples,
+    source_name,
+    source_sha256,
+)
+from train_jobs.formats import PLAIN_TEXT
 from train_jobs.job import NO_ADAPTER, AdapterJob, Question, TrainJob
 from train_jobs.progress import announce
 from train_jobs.questions import run_questions
+from train_jobs.records import DataError
 from train_jobs.token_block import TokenRule
 from train_jobs.token_cache import token_store
-from train_jobs.token_store import TokenStore
+from train_jobs.token_store import TokenStore, lengths_of
 from train_jobs.tokenized import TokenizedData
 
 NUM_CHECKPOINTS = 10
@@ -58,8 +68,8 @@ def read_data(request: Request, plan: TrainingPlan) -> Data:
     sha256 = source_sha256(request.data)
     store = token_store(request.data, sha256, plan.card, _rule_of(request, plan))
     if request.eval_data is None:
-        numbers: Sequence[int] = held_out_examples(store.facts.num_examples, seed=request.seed)
-        train, held_out = _parted(store, numbers)
+        train, held_out = _split(store, request.seed)
+        numbers: Sequence[int] = np.unique(held_out.examples).tolist()
         num_cut = 0
     else:
         numbers = range(MAX_HELD_OUT)
@@ -82,8 +92,7 @@ def train_samples(request: Request, plan: TrainingPlan) -> TokenStore:
     store = token_store(request.data, source_sha256(request.data), plan.card, _rule_of(request, plan))
     if request.eval_data is not None:
         return store
-    train, _ = _parted(store, held_out_examples(store.facts.num_examples, seed=request.seed))
-    return train
+    return _split(store, request.seed)[0]
 
 
 def _rule_of(request: Request, plan: TrainingPlan) -> TokenRule:
@@ -93,11 +102,31 @@ def _rule_of(request: Request, plan: TrainingPlan) -> TokenRule:
     )
 
 
-def _parted(store: TokenStore, numbers: Sequence[int]) -> tuple[TokenStore, TokenStore]:
-    """Return the samples of all examples but those of `numbers`, and theirs."""
-    is_chosen = np.isin(store.examples, numbers)
-    rest, chosen = (store.take(np.flatnonzero(mask).astype(np.int32)) for mask in (~is_chosen, is_chosen))
-    return rest, chosen
+def _split(store: TokenStore, seed: int) -> tuple[TokenStore, TokenStore]:
+    """Return the samples to train on, and a tenth to hold out."""
+    if store.facts.num_examples == 1 and store.facts.format == PLAIN_TEXT:
+        is_trained, is_held_out = _ends_of_text(store)
+    else:
+        is_held_out = np.isin(store.examples, held_out_examples(store.facts.num_examples, seed=seed))
+        is_trained = ~is_held_out
+    train, held_out = (store.take(np.flatnonzero(mask).astype(np.int32)) for mask in (is_trained, is_held_out))
+    return train, held_out
+
+
+def _ends_of_text(store: TokenStore) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Return which pieces of the one text in `store` lie before its last tenth, and which lie in it.
+
+    That border is where it is however long the pieces are, so that no trial of a search trains on what another one,
+    with other pieces, holds out.
+    """
+    ends = np.cumsum(lengths_of(store))
+    border = ends[-1] * (1 - HELD_OUT_SHARE)
+    before, behind = ends <= border, ends - lengths_of(store) >= border
+    if not (before.any() and behind.any()):
+        raise DataError(
+            f"One text of {ends[-1]} tokens is too short to hold out a tenth; add more, or give --eval-data."
+        )
+    return before, behind
 
 
 def _announce(data: Data, plan: TrainingPlan) -> None:

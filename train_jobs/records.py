@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,15 +74,16 @@ def _json(path: Path) -> Iterator[Record]:
     if not is_array:  # many call JSON Lines .json
         yield from _jsonl(path)
         return
+    number = 1
     try:
-        for index, item in enumerate(json_items(path, read_characters=BUFFER_CHARACTERS)):
-            where = f"{path}: item {index + 1}"
+        for item in json_items(path, read_characters=BUFFER_CHARACTERS):
+            where, number = f"{path}: item {number}", number + 1
             is_record = isinstance(item, dict)
             yield Record(where=where, fields=item) if is_record else Record(where=where, problem=_kind(item))
     except UnicodeDecodeError:
         raise _not_utf8(path) from None
     except ValueError as error:
-        raise DataError(f"{path}: {_reason(error)}.") from None
+        raise DataError(f"{path}: item {number}: {_reason(error)}.") from None
 
 
 def _csv(path: Path) -> Iterator[Record]:
@@ -92,6 +93,8 @@ def _csv(path: Path) -> Iterator[Record]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(_without_nul(file, path), delimiter=delimiter, strict=True)
         try:
+            if repeated := _repeated(rows.fieldnames or ()):
+                raise DataError(f"{path}:1: the header names {repeated!r} twice.")
             for row in rows:
                 where, begin = f"{path}:{begin}", rows.line_num + 1
                 if None in row:
@@ -104,6 +107,10 @@ def _csv(path: Path) -> Iterator[Record]:
             raise _not_utf8(path) from None
         except csv.Error as error:
             raise DataError(f"{path}:{begin}: not a table ({error}).") from None
+
+
+def _repeated(names: Sequence[str]) -> str | None:
+    return next((name for name in names if names.count(name) > 1), None)
 
 
 def _without_nul(lines: Iterable[str], path: Path) -> Iterator[str]:
@@ -183,12 +190,15 @@ def _hub(source: str) -> Iterator[Record]:
 
 def _hub_rows(source: str) -> Any:
     name, _, split = source.removeprefix(HUB_PREFIX).partition("@")
+    if not name:
+        raise DataError(f"{source}: names no data set; give it as {HUB_PREFIX}org/name, or {HUB_PREFIX}org/name@split.")
     import datasets
 
     try:
         return datasets.load_dataset(name, split=split or "train")
     except (OSError, ValueError, ConnectionError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"{source}: cannot be loaded ({str(error).splitlines()[0]}).") from None
+        said = str(error).splitlines() or [type(error).__name__]
+        raise DataError(f"{source}: cannot be loaded ({said[0]}).") from None
 
 
 def _record(where: str, line: bytes) -> Record:
@@ -200,12 +210,18 @@ def _record(where: str, line: bytes) -> Record:
 
 
 def _kind(value: Any) -> str:
-    return f"is {type(value).__name__}, not an object with fields"
+    return f"is {kind_of(value)}, not an object with fields"
+
+
+def kind_of(value: Any) -> str:
+    """Return what `value` is called in a file."""
+    return "null" if value is None else type(value).__name__
 
 
 def _reason(error: ValueError) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8 (byte {error.start + 1})"
     if isinstance(error, json.JSONDecodeError):
-        return f"not JSON: {error.msg} (character {error.pos + 1})"
+        said = "more follows the record, and each has a line of its own" if error.msg == "Extra data" else error.msg
+        return f"not JSON: {said} (character {error.pos + 1})"
     return str(error)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.home import make_home_folder
 from cluster.manifest import Manifest
+from cluster.presets import MAX_GRAD_NORM
 from train_jobs.job import Question
 from train_jobs.loop import Outcome
 from train_jobs.page import cards, document, facts, new_figure, svg, word_table, write_page
@@ -30,15 +31,23 @@ class Finished:
     outcome: Outcome
 
     @property
+    def is_whole_model(self) -> bool:
+        """Return whether the result is a model of its own, and no adapter."""
+        return bool(self.manifest.plan.get("method") == "full")
+
+    @property
     def served_name(self) -> str:
         """Return the version as it is served."""
-        return f"{self.manifest.model}:{self.manifest.name}@{self.manifest.version}"
+        manifest = self.manifest
+        if self.is_whole_model:
+            return f"{manifest.model}-{manifest.name}-v{manifest.version}"
+        return f"{manifest.model}:{manifest.name}@{manifest.version}"
 
 
 def write_report(finished: Finished) -> Path:
     """Write the page into `KAJIYA_HOME/reports` and return where it is; raises `OSError`."""
-    manifest = finished.manifest
-    path = make_home_folder("reports") / manifest.model / f"{manifest.name}@{manifest.version}.html"
+    model = finished.manifest.model
+    path = make_home_folder("reports") / model / f"{finished.served_name[len(model) + 1 :]}.html"
     write_page(page(finished), path)
     return path
 
@@ -59,7 +68,7 @@ def page(finished: Finished) -> str:
         ("", _numbers(finished)),
         ("Loss", svg(losses(finished.outcome))),
         ("Learning rate", svg(rates(finished.outcome))),
-        ("Gradient norm", _optional(grad_norms(finished.outcome))),
+        ("Gradient norm", _optional(grad_norms(finished.outcome, max_norm=_max_grad_norm(finished.manifest.plan)))),
         ("Answers before and after", _answers(finished)),
         ("Plan", _plan(finished.manifest.plan)),
         ("Data", _data(finished.manifest)),
@@ -108,13 +117,17 @@ def rates(outcome: Outcome) -> "Figure":
     return figure
 
 
-def grad_norms(outcome: Outcome) -> "Figure | None":
+def _max_grad_norm(plan: dict[str, Any]) -> float:
+    return float(plan.get("regularization", {}).get("max_grad_norm", MAX_GRAD_NORM))
+
+
+def grad_norms(outcome: Outcome, *, max_norm: float) -> "Figure | None":
     """Return the gradient's norm before clipping; None where nobody measured it (DeepSpeed clips by itself)."""
     if not all(metrics.grad_norms for metrics in outcome.history):
         return None
     figure, axes = new_figure(height=2.2)
     axes.plot([m.step for m in outcome.history], [m.grad_norms[0] for m in outcome.history], color=BLUE, linewidth=1)
-    axes.axhline(1.0, color=GREY, linestyle="--", linewidth=1)
+    axes.axhline(max_norm, color=GREY, linestyle="--", linewidth=1)
     axes.set_xlabel("optimizer step (above the line, it was clipped)")
     axes.set_ylim(bottom=0)
     return figure
@@ -152,10 +165,15 @@ def _plan(plan: dict[str, Any]) -> str:
     parts = [
         [i["name"], f"{i['num_bytes'] / GIB:.2f}", i["formula"]] for i in memory.get("items", ()) if i["num_bytes"]
     ]
+    decisions = _warnings(plan) + decisions
     if not parts:
         return decisions
     parts.append(["sum", f"{memory['total_bytes'] / GIB:.2f}", f"of {memory['available_bytes'] / GIB:.2f} available"])
     return decisions + f"<p>Memory of {html.escape(memory['device'])}:</p>" + word_table(("part", "GiB", ""), parts)
+
+
+def _warnings(plan: dict[str, Any]) -> str:
+    return "".join(f"<p>! {html.escape(warning)}</p>" for warning in plan.get("warnings", ()))
 
 
 def _data(manifest: Manifest) -> str:
@@ -184,14 +202,16 @@ def _lineage(manifest: Manifest) -> str:
 
 
 def _doors(finished: Finished) -> str:
-    manifest = finished.manifest
+    manifest, served = finished.manifest, finished.served_name
     name = f"{manifest.model}:{manifest.name}"
-    lines = (
-        f"kajiya up {manifest.model}",
-        f"kajiya chat {finished.served_name}",
-        f"kajiya adapters promote {finished.served_name}   # from then on, {name} means this version",
-        f"kajiya eval {finished.served_name} --data FILE",
-    )
+    lines = [
+        f"kajiya up {served if finished.is_whole_model else manifest.model}",
+        f"kajiya chat {served}",
+        f"kajiya adapters promote {served}   # from then on, {name} means this version",
+        f"kajiya eval {served} --data FILE",
+    ]
+    if finished.is_whole_model:
+        del lines[2]
     return f"<pre>{html.escape(chr(10).join(lines))}</pre>"
 
 
