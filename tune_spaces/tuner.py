@@ -53,10 +53,11 @@ def tuner(
     )
     # What population-based training decided it has written into the trials themselves.
     recalled = () if request.scheduler == "pbt" else outline.reports
-    # A trial only waits, for its worker or its run: a CPU, or a part of one, might be missing there.
     is_packed = shared.launch is None
-    kind, resources = (PackedTrial, {"CPU": 0.001}) if is_packed else (LaunchedTrial, {"memory": 1})
-    trainable = tune.with_resources(tune.with_parameters(kind, shared=shared), resources)
+    kind = PackedTrial if is_packed else LaunchedTrial
+    # A trial only waits, for its worker or its run: where those and what is served have all CPUs, the smallest part of
+    # one would be missing.
+    trainable = tune.with_resources(tune.with_parameters(kind, shared=shared), {"memory": 1})
     new = Tuner(
         trainable,
         param_space=to_ray(space),
