@@ -31,7 +31,10 @@ class VllmServer(TransformersServer):
 
     async def __init__(self, llm_config: LLMConfig) -> None:  # type: ignore[misc] # Serve awaits it
         """Return once the engine is up."""
-        sockets = Path(tempfile.mkdtemp(prefix="kajiya-vllm-"))
+        from ray._private.worker import _global_node  # None until the process has joined its cluster
+
+        # Below Ray's own folder, which goes with the cluster: Ray may kill this replica's watchers before they act.
+        sockets = Path(tempfile.mkdtemp(prefix="vllm-", dir=_global_node.get_temp_dir_path()))
         remove_with_this_process(sockets)
         os.environ["VLLM_RPC_BASE_PATH"] = str(sockets)
         ray_server = LLMServer.sync_init(llm_config)
