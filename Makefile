@@ -33,6 +33,7 @@ bench: $(STAMP)
 
 bench-training: $(STAMP)
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.memory
 
 bench-tune: $(STAMP)
 	$(BIN)/python -m benchmarks.tuning

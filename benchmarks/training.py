@@ -24,6 +24,7 @@ from benchmarks.load import spread
 from benchmarks.training_run import RunNumbers, RunSettings
 from cluster.catalog import find
 from cluster.models.embedded import embedded_folder
+from train_jobs.allocator import WORKER_ENV
 
 OURS, TRL = "kajiya", "trl"
 SHIPPED = Path(__file__).parent.parent / "examples" / "tsuchineya_faq" / "train.jsonl"
@@ -69,7 +70,9 @@ def alternate(settings: RunSettings, num_rounds: int) -> dict[str, list[RunNumbe
     runs: dict[str, list[RunNumbers]] = {OURS: [], TRL: []}
     for _ in range(num_rounds):
         for name, numbers in runs.items():
-            numbers.append(RunNumbers(**run_module("benchmarks.training_run", name, json.dumps(asdict(settings)))))
+            environment = WORKER_ENV if name == OURS else {}  # as the workers of each begin
+            found = run_module("benchmarks.training_run", name, json.dumps(asdict(settings)), environment=environment)
+            numbers.append(RunNumbers(**found))
     return runs
 
 

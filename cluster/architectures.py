@@ -23,8 +23,6 @@ class Architecture:
     has_qk_norm: bool = False
     """Whether each layer normalises queries and keys per head (Qwen3)."""
     has_position_embeddings: bool = False
-    has_attention_dropout: bool = False
-    """Whether its published configuration trains with dropout on the attention."""
     target_modules: tuple[str, ...] = GATED_LINEARS
     """The linears that can carry LoRA."""
     published_names: tuple[str, ...] = ()
@@ -68,7 +66,6 @@ ARCHITECTURES = {
             mlp="plain",
             vectors_per_norm=2,
             has_position_embeddings=True,
-            has_attention_dropout=True,
             target_modules=("c_attn", "c_proj", "c_fc"),
             is_vllm_lora_servable=False,
         ),

@@ -17,8 +17,9 @@ VLLM_BLOCK_TOKENS = 16
 TRANSFORMERS_PAGE_TOKENS = 256
 """Tokens of one block of the KV cache: vLLM's `DEFAULT_BLOCK_SIZE`, transformers' `page_size`."""
 PROCESS_BYTES = 768 * 2**20
-"""What a process takes before the first tensor. On a CPU: 697 MiB resident after importing torch, transformers, PEFT,
-Ray and Serve LLM (measured). On a GPU, assumed the same: CUDA context, cuBLAS workspace, NCCL buffers."""
+"""What a process takes before the first tensor, and what lies idle between tensors. Measured on a CPU: 697 MiB resident
+after importing torch, transformers, PEFT, Ray and Serve LLM; 695 MiB in a Ray Train worker that has run a base once,
+beyond its weights. On a GPU, assumed the same: CUDA context, cuBLAS workspace, NCCL buffers."""
 VLLM_CPU_PROCESS_BYTES = 2 * 2**30
 """The same for vLLM on a CPU, which is three processes: replica, engine and worker hold 588, 513 and 738 MiB beside
 weights and cache (proportional set sizes, measured with vllm-cpu 0.29.0), and Ray's part comes on top."""

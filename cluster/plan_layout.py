@@ -7,7 +7,7 @@ from cluster.model_card import ModelCard, Precision
 from cluster.plan_precision import is_quantized
 from cluster.plan_record import Log
 from cluster.presets import DType, Method, offload_rule
-from cluster.training_memory import Layout
+from cluster.training_load import Layout
 from cluster.training_wishes import TrainingWishes
 
 OFFLOADS = ("offload_optimizer", "offload_gradients", "offload_param")

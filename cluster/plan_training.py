@@ -19,7 +19,7 @@ from cluster.plan_precision import choose_compute_dtype, is_quantized
 from cluster.plan_record import Attempt, Log, memory_json, what_fits
 from cluster.presets import Decision, DType, LearningRatePreset, LoraPreset, Method, Regularization, Strategy
 from cluster.training_arrangement import DEFAULT_LENGTH, MIN_LENGTH, candidates, explain, first_load, fit, tables
-from cluster.training_memory import TrainingLoad
+from cluster.training_load import TrainingLoad
 from cluster.training_wishes import TrainingWishes, read_wishes
 
 

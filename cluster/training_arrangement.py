@@ -12,7 +12,8 @@ from cluster.plan_layout import layouts
 from cluster.plan_record import Log
 from cluster.presets import DType, LoraPreset, Method
 from cluster.serving_arrangement import GPU_MEMORY_UTILIZATION, RAM_UTILIZATION
-from cluster.training_memory import Layout, TrainingLoad, device_table, host_table
+from cluster.training_load import Layout, TrainingLoad
+from cluster.training_memory import device_table, host_table
 from cluster.training_wishes import TrainingWishes
 
 DEFAULT_LENGTH = 1024
@@ -59,6 +60,7 @@ def first_load(
         precision=precision,
         compute_dtype=dtype,
         lora=lora,
+        on_cpu=hardware.gpu is None,
         num_workers=_num_workers(hardware, wishes),
         micro_batch_size=1,
         max_length=wishes.max_length or min(DEFAULT_LENGTH, card.max_position_embeddings),

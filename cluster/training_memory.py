@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from cluster.activations import activation_bytes
+from cluster.activations import HEAD_ROWS, Pass, activation_bytes
 from cluster.memory import (
     PROCESS_BYTES,
     TRAINING_LOGIT_COPIES,
@@ -14,49 +14,10 @@ from cluster.memory import (
     num_lora_parameters,
     weights_bytes,
 )
-from cluster.model_card import ModelCard, Precision
-from cluster.presets import DType, LoraPreset, Method, Strategy
+from cluster.training_load import TrainingLoad
 
 GATHERED_LAYERS = 2
 """ZeRO-3 holds the layer at work whole, and fetches the next one meanwhile."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Layout:
-    """How the state of a run is spread over workers and RAM (ZeRO, arXiv:1910.02054; offload, arXiv:2101.06840)."""
-
-    strategy: Strategy = "ddp"
-    zero_stage: int = 0
-    """0 = none: with "ddp", every worker holds everything."""
-    offload_optimizer: bool = False
-    offload_gradients: bool = False
-    offload_param: bool = False
-
-    @property
-    def has_offload(self) -> bool:
-        """Return whether something lies in the RAM of the node."""
-        return self.offload_optimizer or self.offload_gradients or self.offload_param
-
-    @property
-    def is_sharding_weights(self) -> bool:
-        """Return whether each worker holds a part of the weights, and fetches the rest when it is needed."""
-        return self.zero_stage == 3 or self.strategy == "fsdp"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingLoad:
-    """One way to train a model: everything its memory depends on."""
-
-    card: ModelCard
-    method: Method
-    precision: Precision
-    compute_dtype: DType
-    lora: LoraPreset | None
-    num_workers: int
-    micro_batch_size: int
-    max_length: int
-    gradient_checkpointing: bool
-    layout: Layout
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,16 +55,6 @@ def device_table(load: TrainingLoad, *, device: str, available_bytes: int, num_s
         weights = weights_bytes(card, load.precision, load.compute_dtype)
     gradients = 0 if layout.offload_gradients else _share(state.gradients, load, 2)
     optimizer = 0 if layout.offload_optimizer else _share(state.optimizer, load, 1)
-    activations = activation_bytes(
-        card,
-        method=load.method,
-        lora_dropout=load.lora.lora_dropout if load.lora else 0.0,
-        compute_dtype=load.compute_dtype,
-        micro_batch_size=load.micro_batch_size,
-        max_length=load.max_length,
-        gradient_checkpointing=load.gradient_checkpointing,
-    )
-    tokens = load.micro_batch_size * load.max_length
     unpacked = dequantized_linear_bytes(card, load.precision, load.compute_dtype)
     split = f" / {workers} workers" if workers > 1 else ""
     adapter = f"rank {load.lora.r} on {len(load.lora.target_modules)} linears" if load.lora else ""
@@ -113,8 +64,9 @@ def device_table(load: TrainingLoad, *, device: str, available_bytes: int, num_s
         ("adapters", state.values, f"{adapter}, {state.num_parameters / 1e6:.1f} M values, fp32"),
         ("gradients", gradients, "of what is trained" + (split if gradients < state.gradients else "")),
         ("optimizer", optimizer, "Adam" + (split if optimizer < state.optimizer else "")),
-        ("activations", activations, f"{load.micro_batch_size} x {load.max_length:,} tokens, {kept}"),
-        ("logits", logits_bytes(card, num_tokens=tokens, copies=TRAINING_LOGIT_COPIES), "fp32, 3 copies"),
+        ("gradient buckets", _bucket_bytes(load, state), "what DDP sends around"),
+        ("activations", activation_bytes(_pass_of(load)), f"{_tokens(load)}, {kept}"),
+        ("logits", *_logits(load)),
         ("unpacked linear", unpacked, f"the largest one, {load.compute_dtype}"),
         ("gathered layers", _gathered(load), _gathered_formula(load)),
         ("process", PROCESS_BYTES, "libraries, context, workspaces"),
@@ -165,6 +117,46 @@ def _loading_table(load: TrainingLoad, *, available_bytes: int) -> MemoryTable:
         MemoryItem(name="process", num_bytes=PROCESS_BYTES * workers, formula=f"{workers} x libraries and workspaces"),
     )
     return MemoryTable(device="RAM", available_bytes=available_bytes, items=items)
+
+
+def _pass_of(load: TrainingLoad) -> Pass:
+    return Pass(
+        card=load.card,
+        precision=load.precision,
+        compute_dtype=load.compute_dtype,
+        lora=load.lora,
+        num_tokens=load.pass_tokens,
+        has_deepspeed=load.layout.strategy == "deepspeed",
+        gradient_checkpointing=load.gradient_checkpointing,
+    )
+
+
+def _tokens(load: TrainingLoad) -> str:
+    whole = f"{load.micro_batch_size} x {load.max_length:,} tokens"
+    is_cut = load.pass_tokens < load.micro_batch_size * load.max_length
+    return f"{load.pass_tokens:,} at once of {whole}" if is_cut else whole
+
+
+def _logits(load: TrainingLoad) -> tuple[int, str]:
+    """Return the bytes of what the head makes at its most, and how they are counted.
+
+    A frozen head that forgets its logits: `HEAD_ROWS` of them, in 16 bit beside float32 where the model has 16. Else
+    three copies of all. In full fine-tuning the gradient of the head waits, where it is the embeddings' too, for theirs
+    until all layers are done; neither finds room where logits were, which are of another size.
+    """
+    card, value_bytes = load.card, VALUE_BYTES[load.compute_dtype]
+    if load.has_head_loss:
+        rows = min(HEAD_ROWS, load.pass_tokens)
+        return rows * card.vocab_size * (4 if value_bytes == 4 else 6), f"{rows} rows at a time"
+    copies = logits_bytes(card, num_tokens=load.pass_tokens, copies=TRAINING_LOGIT_COPIES)
+    if load.lora is not None:
+        return copies, "fp32, 3 copies"
+    return copies + 2 * card.vocab_size * card.hidden_size * value_bytes, "fp32, 3 copies; 2 gradients of the head"
+
+
+def _bucket_bytes(load: TrainingLoad, state: TrainedState) -> int:
+    """Return DDP's own copy of the gradients, in buckets (`torch.nn.parallel.DistributedDataParallel`)."""
+    return state.gradients if load.layout.strategy == "ddp" and load.num_workers > 1 else 0
 
 
 def _gathered(load: TrainingLoad) -> int:

@@ -118,11 +118,21 @@ def serving_items(
     }
 
 
-# per token and layer: bytes per hidden, intermediate and key/value unit, as test_activations counts them
+# A token and layer with adapters and dropout on all linears, as test_activations counts it: bytes per hidden,
+# intermediate and key/value unit. Queries, attended and joined are three of a value each; keys and values two of the
+# kv width; a mask of a byte for each input of an adapter.
 KEPT = {
-    ("gated", 4): (64.7, 20, 8),
-    ("gated", 2): (60.6, 14, 4),
-    ("gpt2", 4): (52.4, 24, 0),
+    # fp32: two norms' outputs, 8 + 12 + masks of q, k, v, o, gate, up; gate and up and the mask of down
+    ("rms", 4): (26, 9, 8),
+    # 16 bit: two norms' inputs in fp32 and outputs, 12 + 6 + 6; gate, silu, up, product and the mask
+    ("rms", 2): (24, 9, 4),
+    # two LayerNorms' inputs and outputs, 16 + 12 + 6; the MLP is that of the first row
+    ("stablelm", 4): (34, 9, 8),
+    # inputs of both norms and the output of one, 6 + 6 + masks of q, k, v, o, and 2 for each of two experts' results;
+    # of each token twice: gate and up, silu
+    ("phimoe", 2): (16 + 4, 6, 4),
+    # 16 + 12 + masks of c_attn, c_proj, c_fc; five tensors of the GELU and a mask
+    ("gpt2", 4): (31, 21, 8),
 }
 
 
@@ -131,11 +141,18 @@ def lora_training_items(
 ) -> dict[str, float]:
     """Bytes of each part for one worker under DDP with LoRA (dropout on) on all linears."""
     m = FACTS[name]
-    per_h, per_f, per_kv = KEPT["gpt2" if m.is_gpt2 else "gated", value_bytes]
-    layer = per_h * m.h + per_f * m.f * m.top_k + per_kv * m.kv * m.hd + (12 * m.heads * length if m.is_gpt2 else 0)
+    kind = "gpt2" if m.is_gpt2 else "phimoe" if m.experts else "stablelm" if "stablelm" in name else "rms"
+    per_h, per_f, per_kv = KEPT[kind, value_bytes]
+    layer = per_h * m.h + per_f * m.f * m.top_k + per_kv * m.kv * m.hd
+    # in fp32: a number per head, one per norm, LayerNorm's mean, r between A and B of each adapter
+    layer += 4 * m.heads + (8 if kind == "rms" else 16) + 4 * r * len(m.per_layer())
+    # a router's scores twice and masks as often, and six indices for each of two experts
+    layer += 2 * (2 + 1) * m.experts + 2 * 48 if m.experts else 0
     tokens = micro * length
     kept = layer * tokens * (1 if checkpointing else m.layers)
     kept += value_bytes * m.h * tokens * m.layers if checkpointing else 0
+    # the last hidden states normed, chosen, and their gradient; four fp32 tensors of the MLP's width in one backward
+    kept += (3 * value_bytes * m.h + 16 * m.f * m.top_k) * tokens
     largest = max(i * o for i, o in m.per_layer()) * value_bytes if precision in ("int8", "nf4") else 0
     return {
         "weights": m.weights(precision, value_bytes),
@@ -143,7 +160,7 @@ def lora_training_items(
         "gradients": 4 * m.lora(r),
         "optimizer": 8 * m.lora(r),
         "activations": kept,
-        "logits": tokens * m.vocab * 4 * 3,
+        "logits": min(128, tokens) * m.vocab * (4 if value_bytes == 4 else 2 + 4),
         "unpacked linear": largest,
         "process": 768 * MIB,
     }

@@ -36,6 +36,8 @@ def hub_config(card: ModelCard) -> Any:
         numbers |= {"lm_head_bias": card.lm_head_bias}
     if card.model_type in ("llama", "phimoe"):
         numbers |= {"attention_bias": card.attention_bias}
+    if card.model_type == "qwen3":  # its default is not hidden size over heads
+        numbers |= {"head_dim": card.head_dim}
     return AutoConfig.for_model(card.model_type, **numbers)
 
 

@@ -43,6 +43,14 @@ def _linear_bytes(model: torch.nn.Module) -> int:
     return sum(m.weight.numel() * m.weight.element_size() for m in inner)
 
 
+@pytest.mark.parametrize(("precision", "is_mapped"), [("fp32", True), ("nf4", False), ("int8", False)])
+def test_what_is_quantized_does_not_stay_in_memory_as_it_was(tmp_path: Path, precision: str, is_mapped: bool) -> None:
+    folder = tiny_llama_folder(tmp_path / "tiny")
+    base = load_base(find(str(folder)), precision=precision)  # type: ignore[arg-type]
+    assert (str(folder) in Path("/proc/self/maps").read_text()) == is_mapped
+    del base
+
+
 def test_4_bit_layers_compute_in_float32_on_a_cpu_that_has_bfloat16(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

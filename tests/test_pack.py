@@ -14,6 +14,7 @@ from cluster.model_card import ModelCard, Precision
 from cluster.models.adapter_spec import AdapterSpec
 from cluster.models.base import load_base
 from train_jobs.batches import DataOrder
+from train_jobs.evaluate import held_out_loss
 from train_jobs.job import AdapterJob, TrainJob
 from train_jobs.pack import Pack, build_pack
 from train_jobs.step import train_step
@@ -204,3 +205,13 @@ def test_a_batch_in_short_passes_has_the_losses_and_norms_of_one_pass(
         assert (len(calls) == 1) == (limit == 512)
         found.append([*made.losses, *made.grad_norms])
     assert found[0] == pytest.approx(found[1], abs=1e-5)
+
+
+def test_long_rows_are_evaluated_few_at_a_time(card: ModelCard, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack = pack_of(job_of(card, adapter(1)))
+    passes: list[int] = []
+    pack.loss.register_forward_pre_hook(lambda _, inputs: passes.append(inputs[0].input_ids.shape[1]))
+    whole = held_out_loss(pack, slot=0)
+    monkeypatch.setattr("train_jobs.evaluate.EVALUATION_TOKENS", 20)
+    assert held_out_loss(pack, slot=0) == pytest.approx(whole, abs=1e-6)
+    assert passes == [6 + 9 + 12, 6 + 9, 12]

@@ -46,6 +46,18 @@ def train_together(job: TrainJob) -> dict[int, list[float]]:
     return losses
 
 
+def train_in_short_passes(job: TrainJob) -> list[float]:
+    """Return the losses of the one adapter of `job`, whose workers make several passes between two exchanges."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cluster.activations.CPU_PASS_TOKENS", 20)
+        pack = pack_of(replace(job, gradient_accumulation_steps=1))
+        passes: list[int] = []
+        pack.loss.register_forward_pre_hook(lambda *_: passes.append(1))
+        losses = [train_step(pack, {0: step}).losses[0] for step in range(8)]
+    assert len(passes) > len(losses)
+    return losses
+
+
 def work(rank: int, folder: str) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(NUM_WORKERS)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # accelerate wants them, the group is made here
@@ -54,7 +66,8 @@ def work(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=NUM_WORKERS)
     precisions: tuple[Precision, ...] = ("fp32", "nf4")
     made = [train_together(job_with(f"{folder}/tiny", precision, 1, 2)) for precision in precisions]
-    torch.save(made, f"{folder}/losses-{rank}.pt")
+    in_short_passes = train_in_short_passes(job_with(f"{folder}/tiny", "fp32", 2))
+    torch.save([*made, in_short_passes], f"{folder}/losses-{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -62,7 +75,11 @@ def test_a_pack_over_two_workers_equals_each_run_alone(tmp_path: Path) -> None:
     folder = str(tiny_llama_folder(tmp_path / "tiny"))
     spawn(work, (str(tmp_path),), nprocs=NUM_WORKERS)  # type: ignore[no-untyped-call]
     for rank in range(NUM_WORKERS):
-        for precision, together in zip(("fp32", "nf4"), torch.load(tmp_path / f"losses-{rank}.pt"), strict=True):
+        *packs, in_short_passes = torch.load(tmp_path / f"losses-{rank}.pt")
+        alone = pack_of(job_with(folder, "fp32", 2))
+        expected = [train_step(alone, {0: step}).losses[0] for step in range(8)]
+        assert in_short_passes == pytest.approx(expected, abs=1e-5)
+        for precision, together in zip(("fp32", "nf4"), packs, strict=True):
             for seed, num_steps in ((1, 8), (2, 3), (3, 8)):
                 job = job_with(folder, precision, seed)  # type: ignore[arg-type] # a Precision
                 pack = pack_of(job)

@@ -83,13 +83,28 @@ def test_a_pack_holds_as_many_trials_as_the_memory_left_by_the_base(plan: Traini
     # rank 16 on seven linears of 48 layers: q 5120 -> 5120, k and v -> 1024, o 5120 -> 5120, gate and up -> 13824, down
     per_rank = 48 * ((5120 + 5120) * 2 + (5120 + 1024) * 2 + (5120 + 13824) * 3)
     assert adapter_bytes(plan, r=16) == 16 * 16 * per_rank
-    assert each > 16 * 16 * per_rank  # and what its rows keep for the backward pass
+    assert each == 16 * 16 * per_rank
+    # one base and process, and what one trial's rows keep, more than 1,024 tokens: the next trial's come after them
+    items = {item.name: item.num_bytes for item in plan.memory.items}
+    own = sum(items[name] for name in ("adapters", "gradients", "optimizer"))
+    assert plan.micro_batch_size * plan.max_length > 1024
+    assert shared == sum(items.values()) - own
     room = plan.memory.available_bytes - shared
     packs = plan_packs(plan, max_r=16, num_trials=64)
     assert packs.num_slots == min(room // each, MAX_SLOTS)
     assert packs.memory_bytes <= plan.memory.available_bytes
     assert packs.num_workers == 1
     assert plan_packs(plan, max_r=16, num_trials=1).num_slots == 1
+
+
+def test_short_trials_of_a_pack_share_a_pass() -> None:
+    cpu = declared(gpu=None, num_cpus=2, ram_bytes=24 * GIB)
+    wishes = {"micro_batch_size": 4, "gradient_checkpointing": False}
+    alone = plan_training(find("smollm2-135m-instruct"), cpu, overrides=wishes, max_length=512, num_workers=1)
+    shared, _ = pack_bytes(alone, max_r=8)
+    items = {item.name: item.num_bytes for item in alone.memory.items}
+    # 512 tokens at once of one trial, 1,024 of several
+    assert shared == items["weights"] + items["process"] + items["logits"] + 2 * items["activations"]
 
 
 def test_ranks_that_do_not_fit_are_left_out_and_said(plan: TrainingPlan) -> None:

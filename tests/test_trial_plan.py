@@ -70,13 +70,20 @@ def test_full_fine_tuning_shares_no_base_and_has_no_ranks() -> None:
 
 
 def test_a_micro_batch_that_fits_nowhere_is_left_out_and_the_largest_one_that_does_bounds_the_pack() -> None:
-    words = ("--set-space", "micro_batch_size=1,2,1024", "--set-space", "max_length=256,512", "--method", "qlora")
-    trials = plan_trials(asked(*words, model="qwen2.5-14b-instruct"), declared(gpu="A100-80G"))
-    assert trials.space["micro_batch_size"] == Choice(values=(1, 2))
+    words = ("--set-space", "micro_batch_size=1,10,1024", "--set-space", "max_length=256,512", "--method", "qlora")
+    trials = plan_trials(asked(*words, model="qwen2.5-32b-instruct"), declared(gpu="A100-80G"))
+    assert trials.plan.micro_batch_size == 8, "the largest of all trials would be another one"
+    assert trials.space["micro_batch_size"] == Choice(values=(1, 10))
     assert trials.left_out == "micro_batch_size=1024 does not fit into memory and is left out"
     assert trials.plan.max_length == 512, "the longest, on which all are compared"
-    one = asked("--set", "micro_batch_size=2", "--max-length", "512", "--method", "qlora", model="qwen2.5-14b-instruct")
-    assert trials.packs.num_slots == plan_trials(one, declared(gpu="A100-80G")).packs.num_slots
+    alike = ("--max-length", "512", "--method", "qlora")
+    slots = {
+        size: plan_trials(
+            asked("--set", f"micro_batch_size={size}", *alike, model="qwen2.5-32b-instruct"), declared(gpu="A100-80G")
+        ).packs.num_slots
+        for size in (8, 10)
+    }
+    assert trials.packs.num_slots == slots[10] < slots[8]
     alone = ("--space", "quick", "--set-space", "learning_rate=1e-4", "--set-space", "micro_batch_size=1,1024")
     with pytest.raises(BadSpace, match=r"micro_batch_size=1024 does not fit .* then there is nothing to search"):
         plan_trials(asked(*alone, model="qwen2.5-14b-instruct"), declared(gpu="A100-80G"))

@@ -22,7 +22,9 @@ from train_jobs.token_store import lengths_of, trained_counts_of
 Item = TypeVar("Item")
 
 EVALUATION_ROWS = 32
-"""Rows of one evaluation pass, which keeps no activations."""
+EVALUATION_TOKENS = 4096
+"""Rows of one evaluation pass, which keeps no activations, and its tokens, unless a row has more. Those of 32 long rows
+would be the largest moment of a run: on SmolLM2, wide tensors and logits take 27 kB a token, a cache 46 kB."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,8 +89,9 @@ def _losses(pack: Pack, slots: Sequence[int]) -> Generator[None, None, list[floa
     num_blocks = max(1, len(slots))
     totals = torch.zeros(num_blocks, device=pack.accelerator.device, dtype=torch.float64)
     held_out = pack.job.held_out
-    shortest_first = lengths_of(held_out).argsort(kind="stable").tolist()
-    for indices in _my_share(pack, shortest_first, num_rows=max(1, EVALUATION_ROWS // num_blocks)):
+    lengths = lengths_of(held_out)
+    shortest_first = lengths.argsort(kind="stable").tolist()
+    for indices in _my_share(pack, shortest_first, lengths.tolist(), num_blocks=num_blocks):
         totals += _sums(pack, slots, indices)
         yield
     summed = totals if _is_repeated(pack) else pack.accelerator.reduce(totals, "sum")
@@ -112,7 +115,8 @@ def _answers(pack: Pack, tokenizer: PreTrainedTokenizerBase, slot: int | None) -
     questions = pack.job.questions
     shortest_first = sorted(range(len(questions)), key=lambda i: len(questions[i].prompt_ids))
     mine: list[tuple[int, str]] = []
-    for indices in _my_share(pack, shortest_first):
+    widths = [len(question.prompt_ids) + question.max_new_tokens for question in questions]
+    for indices in _my_share(pack, shortest_first, widths):
         with _through(pack, slot, len(indices)):
             mine += zip(indices, _generate(pack, tokenizer, [questions[i] for i in indices]), strict=True)
     return [answer for _, answer in sorted(mine if _is_repeated(pack) else gather_object(mine))]
@@ -124,13 +128,23 @@ def _is_repeated(pack: Pack) -> bool:
 
 
 def _my_share(
-    pack: Pack, shortest_first: Sequence[Item], *, num_rows: int = EVALUATION_ROWS
-) -> Iterator[Sequence[Item]]:
-    """Yield this worker's part in batches. Every worker gets its share of short and long ones, its batches do not."""
+    pack: Pack, shortest_first: Sequence[int], num_tokens: Sequence[int], *, num_blocks: int = 1
+) -> Iterator[Sequence[int]]:
+    """Yield this worker's part in batches. Every worker gets its share of short and long ones, its batches do not.
+
+    `num_tokens` are those of each row, which is there `num_blocks` times.
+    """
     first, every = pack.accelerator.process_index, pack.accelerator.num_processes
     mine = shortest_first if _is_repeated(pack) else shortest_first[first::every]
-    for start in range(0, len(mine), num_rows):
-        yield mine[start : start + num_rows]
+    batch: list[int] = []
+    for index in mine:
+        rows = (len(batch) + 1) * num_blocks
+        if batch and (rows > EVALUATION_ROWS or rows * num_tokens[index] > EVALUATION_TOKENS):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
 
 
 def _through(pack: Pack, slot: int | None, num_rows: int) -> AbstractContextManager[None]:

@@ -9,8 +9,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-ROWS = 128
-"""Labelled positions at a time: enough for a fast product with the head, few against a batch."""
+from cluster.activations import HEAD_ROWS
 
 
 class HeadLoss(torch.autograd.Function):
@@ -30,9 +29,9 @@ class HeadLoss(torch.autograd.Function):
     ) -> torch.Tensor:
         losses = hidden.new_empty(len(hidden), dtype=torch.float32)
         grads = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for start in range(0, len(hidden), ROWS):
-            rows = slice(start, start + ROWS)
-            logits = functional.linear(hidden[rows], weight, bias).float()  # [ROWS, V]
+        for start in range(0, len(hidden), HEAD_ROWS):
+            rows = slice(start, start + HEAD_ROWS)
+            logits = functional.linear(hidden[rows], weight, bias).float()  # [HEAD_ROWS, V]
             top = logits.amax(dim=1, keepdim=True)
             expected = targets[rows, None]
             of_target = logits.gather(1, expected)
@@ -41,6 +40,7 @@ class HeadLoss(torch.autograd.Function):
             if grads is not None:
                 logits.div_(total).scatter_add_(1, expected, -torch.ones_like(of_target))
                 torch.mm(logits.to(weight.dtype), weight, out=grads[rows])
+            del logits  # before the next ones are there
         ctx.save_for_backward(grads)
         return losses
 

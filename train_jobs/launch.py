@@ -8,6 +8,7 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, Tr
 from ray.train.torch import TorchTrainer
 
 from cluster.errors import UserError
+from train_jobs.allocator import WORKER_ENV
 from train_jobs.connection import connect
 from train_jobs.interrupt import treat_sigterm_as_ctrl_c
 from train_jobs.job import TrainJob
@@ -22,10 +23,6 @@ MAX_FAILURES = 3
 RESIZE_INTERVAL_S = 300.0
 """How often a run with room for more workers takes them; it then begins again at its last checkpoint."""
 CPUS_PER_WORKER = 1
-
-# A training step frees and asks for the same large tensors again and again. By default glibc gives memory back to the
-# system each time and pays with page faults: a tenth of a step on a CPU.
-WORKER_ENV = {"MALLOC_TRIM_THRESHOLD_": "8589934592", "MALLOC_MMAP_THRESHOLD_": "33554432"}
 
 
 class TrainingRunError(UserError, RuntimeError):

@@ -5,12 +5,13 @@ K = adapters in the pass.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from accelerate.utils import DistributedType
 
-from cluster.activations import num_cpu_passes
+from cluster.activations import PASS_TOKENS, num_cpu_passes
 from cluster.models.banked_linear import mix
 from cluster.models.whole_model import WholeModel
 from train_jobs.batches import MicroBatch, chunk, collate, passes_of
@@ -19,9 +20,6 @@ from train_jobs.pack import Pack, Run
 from train_jobs.packed_adamw import clip_by_adapter
 from train_jobs.tokens import IGNORED, Sample
 
-PASS_TOKENS = 1024
-"""Adapters of a pack take turns in passes of about so many tokens: enough for fast products, and what backward needs
-is kept for one pass at a time."""
 OPENING = 2**32
 """In the place of a sample's number: the dropout of an opening is the same wherever samples are cut apart."""
 FILLER = Sample(input_ids=(0,), labels=(IGNORED,))
@@ -66,11 +64,14 @@ def train_step(pack: Pack, steps: Mapping[int, int]) -> PackStep:
         with accelerator.accumulate(pack.module):
             for part in _passes(pack, active, batches):
                 slots = [active[i] for i in part]
-                for batch, keys in _micro_batches(pack, steps, {active[i]: batches[i] for i in part}, micro_step):
-                    with pack.routed(batch, slots, dropout_keys=keys):
+                cuts = list(_micro_batches(pack, steps, {active[i]: batches[i] for i in part}, micro_step))
+                for number, (batch, keys) in enumerate(cuts, start=1):
+                    exchange = _exchange(pack, is_last=number == len(cuts))
+                    with exchange, pack.routed(batch, slots, dropout_keys=keys):
                         block_sums = pack.module(batch)
                         accelerator.backward((block_sums / num_trained[part.start : part.stop]).sum() * factor)
                     sums[part.start : part.stop] += block_sums.detach()
+                    del block_sums  # and its graph: bitsandbytes' layers keep their inputs as long as it is there
             if accelerator.sync_gradients:
                 pack.complete_gradients()
                 norms = _clip(pack, active)
@@ -87,6 +88,13 @@ def train_step(pack: Pack, steps: Mapping[int, int]) -> PackStep:
         ),
         duration_s=time.monotonic() - started,
     )
+
+
+def _exchange(pack: Pack, *, is_last: bool) -> AbstractContextManager[None]:
+    """Return in what a pass runs: DDP's workers, which may make different numbers of them, exchange gradients last."""
+    if is_last or pack.accelerator.distributed_type == DistributedType.NO:
+        return nullcontext()
+    return pack.accelerator.no_sync(pack.module)  # type: ignore[no-any-return]
 
 
 def _set_rates(pack: Pack, steps: Mapping[int, int]) -> tuple[float, ...]:
@@ -149,14 +157,20 @@ def _micro_batches(
 
 
 def _num_cuts(pack: Pack, batches: Mapping[int, Sequence[int]], chunks: Mapping[int, range]) -> int:
-    """Return in how many passes an adapter that goes alone takes its samples."""
-    is_alone = len(batches) == 1 and pack.accelerator.distributed_type == DistributedType.NO
-    if not is_alone or pack.accelerator.device.type != "cpu":
+    """Return in how many passes an adapter that goes alone takes its samples on a CPU."""
+    if len(batches) > 1 or pack.accelerator.device.type != "cpu" or not _may_cut(pack):
         return 1
     ((slot, batch),) = batches.items()
     lengths = pack.runs[slot].order.lengths[[batch[i] for i in chunks[slot]]]
     num_tokens = int(lengths.sum()) - max(0, len(lengths) - 1) * len(pack.opening)
     return num_cpu_passes(num_tokens, num_samples=len(lengths))
+
+
+def _may_cut(pack: Pack) -> bool:
+    """Say whether a worker may make passes as it likes: what ZeRO and FSDP share, they fetch in each of them."""
+    if pack.accelerator.distributed_type == DistributedType.NO:
+        return True
+    return pack.job.strategy == "ddp" and pack.job.deepspeed_zero is None
 
 
 def _micro_batch(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cluster.activations import PASS_TOKENS, cpu_pass_tokens
 from cluster.memory import GIB, DoesNotFit
 from cluster.plan import TrainingPlan
 from tune_spaces.trial_jobs import adapter_bytes
@@ -10,8 +11,8 @@ from tune_spaces.values import BadSpace, Choice, Space
 
 MAX_SLOTS = 16
 """More trials in one pass gain nothing: by then the products are as large as the processor likes them."""
-SHARED = frozenset({"weights", "process", "unpacked linear"})
-"""Items of the memory table that a pack has once; all others it has once for each trial."""
+SHARED = frozenset({"weights", "process", "unpacked linear", "logits"})
+"""Items of the memory table that a pack has once, as activations; all others it has once for each trial."""
 NOUNS = {"r": "rank", "micro_batch_size": "micro_batch_size"}
 
 
@@ -53,11 +54,17 @@ def plan_packs(plan: TrainingPlan, *, max_r: int, num_trials: int, num_workers: 
 
 
 def pack_bytes(plan: TrainingPlan, *, max_r: int) -> tuple[int, int]:
-    """Return the bytes that the trials of a pack share, and those of each trial with rank `max_r`."""
-    items = {item.name: item.num_bytes for item in plan.memory.items}
-    shared = sum(num_bytes for name, num_bytes in items.items() if name in SHARED)
-    passes = items.get("activations", 0) + items.get("logits", 0)
-    return shared, adapter_bytes(plan, r=max_r) + passes
+    """Return the bytes that the trials of a pack share, and those of each trial with rank `max_r`.
+
+    Trials take turns in passes, and what one pass keeps is gone before the next one.
+    """
+    shared = sum(item.num_bytes for item in plan.memory.items if item.name in SHARED)
+    num_tokens = plan.micro_batch_size * plan.max_length
+    if plan.hardware.gpu is None:
+        num_tokens = cpu_pass_tokens(micro_batch_size=plan.micro_batch_size, max_length=plan.max_length)
+    activations = plan.memory.num_bytes("activations")
+    together = max(activations, activations * PASS_TOKENS // num_tokens)
+    return shared + together, adapter_bytes(plan, r=max_r)
 
 
 def prune_packed(space: Space, plan: TrainingPlan, *, num_workers: int | None) -> tuple[Space, str | None]:

@@ -2,8 +2,9 @@
 
 from collections.abc import Collection, Iterable, Sequence
 
+from cluster.activations import PASS_TOKENS
 from train_jobs.batches import passes_of
-from train_jobs.step import PASS_TOKENS, pass_tokens
+from train_jobs.step import pass_tokens
 from tune_spaces.trial import Trial
 
 SHORT_PASS_TOKENS = 256

@@ -15,11 +15,11 @@ from ray.tune import Result, ResultGrid
 from cluster.memory import weights_bytes
 from cluster.plan import TrainingPlan
 from cluster.registry import AdapterVersion
+from train_jobs.allocator import WORKER_ENV
 from train_jobs.arguments import Request
 from train_jobs.connection import connect
 from train_jobs.interrupt import treat_sigterm_as_ctrl_c
 from train_jobs.job import TrainJob
-from train_jobs.launch import WORKER_ENV
 from train_jobs.pack import PackSize
 from train_jobs.prepare import Data, build_job
 from train_jobs.progress import announce

@@ -63,6 +63,8 @@ def load_base(
     )
     if precision == "nf4":
         _keep_compute_type(model)
+    if on_cpu and precision in ("int8", "nf4"):
+        _let_go_of_files(model)
     return LoadedBase(card=card, precision=precision, model=model.eval(), tokenizer=load_tokenizer(card))
 
 
@@ -77,6 +79,13 @@ def _keep_compute_type(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+def _let_go_of_files(model: PreTrainedModel) -> None:
+    """Copy what was not quantized out of the files, which else stay in memory whole for the sake of these few."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if type(tensor) in (torch.nn.Parameter, torch.Tensor):
+            tensor.data = tensor.data.clone()
 
 
 def load_tokenizer(card: ModelCard) -> PreTrainedTokenizerBase:

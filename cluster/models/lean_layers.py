@@ -13,11 +13,16 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers.activations import SiLUActivation
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.mistral.modeling_mistral import MistralMLP, MistralRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
 from transformers.models.stablelm.modeling_stablelm import StableLmMLP
 
 from cluster.models.banked_linear import BankedLinear
 from cluster.models.gating import ROWS
+
+NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)
+MLPS = (LlamaMLP, MistralMLP, Qwen2MLP, Qwen3MLP, StableLmMLP)
 
 
 class RmsNorm(torch.autograd.Function):
@@ -78,9 +83,9 @@ class LeanMlp(nn.Module):
 def make_lean(model: nn.Module) -> None:
     """Replace in `model`, which an `AdapterBank` has frozen, the norms and MLPs that have a leaner form."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, LlamaRMSNorm | Qwen2RMSNorm) and _is_invertible(module.weight):
+        if isinstance(module, NORMS) and _is_invertible(module.weight):
             model.set_submodule(name, LeanRmsNorm(module).train(module.training))
-        elif isinstance(module, LlamaMLP | Qwen2MLP | StableLmMLP) and _is_gated(module):
+        elif isinstance(module, MLPS) and _is_gated(module):
             model.set_submodule(name, LeanMlp(module).train(module.training))
 
 

@@ -88,7 +88,7 @@ class LoraLinear(torch.autograd.Function):
             if mask is None:
                 _add_products(grad_x, grad_hidden, lora_a, ctx.blocks)
             else:
-                grad_x += _products(grad_hidden, lora_a, ctx.blocks) * mask
+                grad_x += _products(grad_hidden, lora_a, ctx.blocks).mul_(mask)
             if up is not None:
                 grad_x, grad_up = gated_grads(grad_x, x, up)
         return grad_x, grad_up, None, None, grad_a, grad_b, None, None
