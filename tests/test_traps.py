@@ -42,7 +42,7 @@ def test_trap_2_a_gptq_checkpoint_is_loaded_as_it_is() -> None:
 
 
 def test_trap_2_gptq_is_no_switch_at_load_time() -> None:
-    with pytest.raises(ImpossibleCombination, match=r"not a GPTQ checkpoint.*calibration data"):
+    with pytest.raises(ImpossibleCombination, match=r"is no GPTQ checkpoint.*calibration data"):
         plan_serving(find("calm3-22b-chat"), H100, precision="gptq")
 
 
