@@ -32,8 +32,11 @@ def whole_messages(body: Any) -> Any:
     """Return `body` with the parts of its messages read, which pydantic leaves in iterators that cannot be pickled.
 
     Raises:
-        Refusal: content that is neither a text nor a list of parts.
+        Refusal: content that is neither a text nor a list of parts, or a message of another API.
     """
+    for index, message in enumerate(body.messages):
+        if not isinstance(message, dict):  # vLLM's class takes those of gpt-oss, which have an author and no role
+            raise Refusal(f"messages[{index}] has no role; send role and content.", param=f"messages[{index}]")
     try:
         return _sanitize_chat_completion_request(body)
     except ValueError as error:  # pydantic's, which it raises for each part when that is read

@@ -19,6 +19,7 @@ CHAT: list[tuple[dict[str, Any], int, str]] = [
     ({"stop": [""]}, 400, "stop"),
     ({"messages": "hello"}, 400, "messages"),
     ({"messages": []}, 400, "messages"),
+    ({"messages": [{"author": {"role": "user"}, "content": [{"type": "text", "text": "q"}]}]}, 400, "messages[0]"),
     ({"messages": [{"role": "tool", "content": "1", "tool_call_id": "x"}]}, 400, "messages[0].tool_call_id"),
     ({"stream_options": {"include_usage": True}}, 400, "stream_options"),
     ({"tools": [NOW]}, 400, "tools"),
