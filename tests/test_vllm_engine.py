@@ -61,8 +61,9 @@ def plan(tiny: Path) -> ServingPlan:
 
 
 @pytest.fixture(scope="module")
-def loop(plan: ServingPlan, adapters: list[Path]) -> Iterator[Loop]:
+def loop(plan: ServingPlan, adapters: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_RPC_BASE_PATH", str(tmp_path_factory.mktemp("sockets")))
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         patch.setenv("OMP_NUM_THREADS", "1")
         running = Loop(plan)
