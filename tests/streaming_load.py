@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 import httpx
 
-Ending = Literal["done", "503", "error event", "broken", "unreachable", "proxy's 500", "wrong"]
+Ending = Literal["done", "503", "error event", "broken", "unreachable", "proxy's 500", "proxy's 404", "wrong"]
 PAUSE_S = 0.3
 """Before a request is tried again."""
 MAX_TRIES = 200
@@ -124,4 +124,6 @@ def ending_of_error(answer: httpx.Response, detail: str) -> Ending:
     """Return what an answer is that has no stream; `detail` is its status and body."""
     if answer.status_code == 503 and '{"error"' in detail and "retry-after" in answer.headers:
         return "503"
+    if answer.status_code == 404 and "Ping http://.../-/routes" in detail:
+        return "proxy's 404"  # it listens and has not heard of any application yet
     return "proxy's 500" if detail == "500 Internal Server Error" else "wrong"

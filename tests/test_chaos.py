@@ -117,6 +117,7 @@ def kill(load: Load, pid: int) -> float:
 
 def report(name: str, load: Load, **more: Any) -> None:
     print(f"\n{name}: {dict(load.endings)}, tries of those that failed {sorted(load.num_tries_of_failed)}, {more}")
+    print(*{one.detail for one in load.tries if one.ending == "wrong"}, sep="\n")
 
 
 def check(load: Load, *, killed_s: float, allowed: set[str]) -> None:
@@ -217,7 +218,9 @@ def test_a_killed_proxy_shuts_its_port_for_some_seconds_and_loses_no_request_tha
     back_s = min(one.begin_s for one in load.tries if one.begin_s > killed_s and one.ending == "done") - killed_s
     report("the proxy is killed", load, back_s=round(back_s, 1))
     failed = [one for one in load.tries if one.ending != "done"]
-    assert {one.ending for one in failed} <= {"broken", "unreachable"}
+    # A proxy opens its port a moment before the controller tells it the routes (`ray/serve/_private/proxy.py`).
+    assert {one.ending for one in failed} <= {"broken", "unreachable", "proxy's 404"}
+    assert load.endings["proxy's 404"] <= 2 * load.num_clients
     assert 0 < load.endings["broken"] <= load.num_clients
     assert all(one.begin_s < killed_s + NOTICED_S for one in failed if one.ending == "broken")
     assert load.num_given_up == 0
