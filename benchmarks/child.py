@@ -9,7 +9,9 @@ from typing import Any
 
 
 def run_module(module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Any:
-    """Run `python -m module arguments` and return the JSON of its last line; what it says else goes nowhere.
+    """Run `python -m module arguments` and return its last line that is a JSON object; what it says else goes nowhere.
+
+    Not simply its last line: Ray forwards what workers say on their way out after it.
 
     `environment` is what it has beside that of this process.
 
@@ -19,4 +21,11 @@ def run_module(module: str, *arguments: str, environment: Mapping[str, str] | No
     command = [sys.executable, "-m", module, *arguments]
     own = os.environ | dict(environment or {})
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=own)
-    return json.loads(done.stdout.splitlines()[-1])
+    return next(found for line in reversed(done.stdout.splitlines()) if (found := _as_object(line)) is not None)
+
+
+def _as_object(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line) if line.startswith("{") else None
+    except ValueError:
+        return None

@@ -1,5 +1,7 @@
 """Trials that share one base: each equals its run alone, whoever else comes, goes or diverges."""
 
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +23,10 @@ from train_jobs.pack import Pack, PackSize
 from train_jobs.run_store import RunStore
 from train_jobs.step import PackStep, train_step
 from train_jobs.tokens import Sample
-from tune_spaces import arrivals, pack_worker, rounds
-from tune_spaces.pack_worker import PackWorker, TrialLeft
+from tune_spaces import arrivals, pack_owner, rounds
+from tune_spaces.pack_worker import PackWorker
 from tune_spaces.shapes import Shape, job_of_shape
-from tune_spaces.trial import DIVERGED_LOSS, Trial, TrialReport, entry_of
+from tune_spaces.trial import DIVERGED_LOSS, Trial, TrialLeft, TrialReport, entry_of
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SHAPES = ((2, 1, 99), (2, 3, 99), (4, 1, 9))
@@ -124,7 +126,9 @@ def test_who_comes_in_the_middle_of_a_round_goes_first_and_reports_with_all_who_
     def train(pack: Pack, steps: dict[int, int]) -> PackStep:
         if len(passes) == 3:
             is_second_round.set()
-        while worker._work.qsize() < {0: 2, 3: 1}.get(len(passes), 0):  # first two more ask for steps, then one enters
+        while worker._owner._work.qsize() < {0: 2, 3: 1}.get(
+            len(passes), 0
+        ):  # first two more ask for steps, then one enters
             time.sleep(0.001)
         passes.append(sorted(steps))
         return train_step(pack, steps)
@@ -135,10 +139,10 @@ def test_who_comes_in_the_middle_of_a_round_goes_first_and_reports_with_all_who_
 
     tell_them = Trial.tell
     monkeypatch.setattr(Trial, "tell", tell)
-    monkeypatch.setattr(pack_worker, "train_step", train)
+    monkeypatch.setattr(pack_owner, "train_step", train)
     for limit in ("PASS_TOKENS", "SHORT_PASS_TOKENS"):  # each trial goes by itself
         monkeypatch.setattr(rounds, limit, 1)
-    monkeypatch.setattr(pack_worker, "GRACE_S", 30)
+    monkeypatch.setattr(pack_owner, "GRACE_S", 30)
     monkeypatch.setattr(arrivals, "LATE_S", 30)
 
     def search(slot: int) -> None:
@@ -251,3 +255,11 @@ def test_who_waits_is_told_when_held_out_samples_do_not_fit_into_memory(
     monkeypatch.undo()
     assert worker.enter("b", adapter(1), instead_of="a")
     assert worker.advance("b", 2).step == 2
+
+
+def test_a_trial_imports_nothing_that_only_its_worker_needs() -> None:
+    # It unpickles what all trials have in common, the workers' handles with it, which bring the module of their class.
+    modules = "tune_spaces.packed_trial, tune_spaces.pack_worker, train_jobs.token_store"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from cluster.activations import HEAD_ROWS
+from cluster.models.products import linear, times
 
 
 class HeadLoss(torch.autograd.Function):
@@ -31,7 +31,7 @@ class HeadLoss(torch.autograd.Function):
         grads = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden), HEAD_ROWS):
             rows = slice(start, start + HEAD_ROWS)
-            logits = functional.linear(hidden[rows], weight, bias).float()  # [HEAD_ROWS, V]
+            logits = linear(hidden[rows], weight, bias).float()  # [HEAD_ROWS, V]
             top = logits.amax(dim=1, keepdim=True)
             expected = targets[rows, None]
             of_target = logits.gather(1, expected)
@@ -39,7 +39,7 @@ class HeadLoss(torch.autograd.Function):
             losses[rows] = (total.log() + top - of_target)[:, 0]
             if grads is not None:
                 logits.div_(total).scatter_add_(1, expected, -torch.ones_like(of_target))
-                torch.mm(logits.to(weight.dtype), weight, out=grads[rows])
+                grads[rows] = times(logits.to(weight.dtype), weight)
             del logits  # before the next ones are there
         ctx.save_for_backward(grads)
         return losses

@@ -1,72 +1,49 @@
-"""A Ray actor that holds one base and trains the trials in its slots together.
+"""The Ray actor whose slots trials train in: what they, the driver and the report ask of it.
 
-K = slots.
+Whoever has a handle of an actor imports its module, each of the trials' processes too: torch and all of the model's
+code, three seconds and 400 MiB, stay in `tune_spaces.pack_owner`.
 """
 
 import pickle
-import queue
-import tempfile
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING
 
-import torch
-from accelerate import Accelerator
-from transformers.utils.logging import disable_progress_bar
-
-from cluster.models.base import load_base
-from train_jobs.evaluate import Evaluation, evaluate, held_out_loss
-from train_jobs.job import AdapterJob, TrainJob
-from train_jobs.pack import PackSize, build_pack
-from train_jobs.step import train_step
-from tune_spaces.arrivals import LATE_S, Arrivals
-from tune_spaces.rounds import Rounds
 from tune_spaces.shapes import Shape
-from tune_spaces.trial import Trial, TrialReport, is_same_trial
-from tune_spaces.trial_state import TrialState, put_state, take_state
+from tune_spaces.trial import TrialReport
 
-Result = TypeVar("Result")
-IDLE_S = 3600.0
-GRACE_S = 0.5
-"""How long others wait for a trial on which Ray Tune is deciding: full packs are worth it, a slow driver is not."""
-
-
-class TrialLeft(RuntimeError):
-    """Steps were wanted for a trial that left meanwhile."""
+if TYPE_CHECKING:
+    from train_jobs.evaluate import Evaluation
+    from train_jobs.job import AdapterJob, TrainJob
+    from train_jobs.pack import PackSize
+    from tune_spaces.trial_state import TrialState
 
 
 class PackWorker:
-    """One thread owns the pack; calls from trials hand it work and wait. Run it with a concurrency of 2 K + 2.
-
-    Work is done between two passes through the base. Trials of one shape go together, those of another after them.
-    """
+    """Holds one base and trains the K trials in its slots together. Run it with a concurrency of 2 K + 3."""
 
     def __init__(
-        self, job: TrainJob, size: PackSize, *, reduction_factor: int, jobs: Mapping[Shape, TrainJob] | None = None
+        self,
+        job: "TrainJob",
+        size: "PackSize",
+        *,
+        reduction_factor: int,
+        jobs: "Mapping[Shape, TrainJob] | None" = None,
     ) -> None:
         """Load the base; `jobs` are those of the shapes that trials may have beside the one of `job`."""
-        self._job = job
-        self._jobs = dict(jobs or {})
-        self._size = size
-        self._work: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
-        self._trials: dict[str, Trial] = {}
-        self._rounds = Rounds()
-        self._arrivals = Arrivals(reduction_factor=reduction_factor)
-        self._measured: Future[float] = Future()
-        threading.Thread(target=self._own, daemon=True, name="pack").start()
-        self._call(lambda: None)
+        from tune_spaces.pack_owner import PackOwner
+
+        self._owner = PackOwner(job, size, reduction_factor=reduction_factor, jobs=jobs)
 
     def free_slots(self) -> int:
         """Return how many more trials fit."""
-        return self._size.num_slots - len(self._trials)
+        return self._owner.num_free
 
     def enter(
         self,
         trial_id: str,
-        adapter: AdapterJob,
-        state: TrialState | bytes | None = None,
+        adapter: "AdapterJob",
+        state: "TrialState | bytes | None" = None,
         *,
         shape: Shape | None = None,
         instead_of: str | None = None,
@@ -74,196 +51,46 @@ class PackWorker:
         """Give a trial a slot, from its start or from `state`, also a kept one; False when there is none left.
 
         `shape` is one of `jobs`; None is that of the worker's own job. The trial `instead_of` leaves.
-
-        An entry of the same trial under another id goes: whoever made it has yet to notice that the trial moved on.
         """
         begun = pickle.loads(state) if isinstance(state, bytes) else state  # noqa: S301 (the search's own)
-        return self._call(lambda: self._enter(trial_id, adapter, begun, shape, instead_of))
+        return self._owner.call(self._owner.enter, trial_id, adapter, begun, shape, instead_of)
 
     def leave(self, trial_id: str) -> None:
         """Free the trial's slot; a trial that is not here is no problem."""
-        self._call(lambda: self._leave(trial_id))
+        self._owner.call(self._owner.leave, trial_id)
 
     def advance(self, trial_id: str, until: int) -> TrialReport:
         """Train the trial together with all others up to its step `until`, and return how it does."""
         waiting: Future[TrialReport] = Future()
-        self._call(lambda: self._ask(trial_id, until, waiting))
+        self._owner.call(self._owner.ask, trial_id, until, waiting)
         return waiting.result()
 
-    def evaluation(self, trial_id: str | None) -> Evaluation:
-        """Return held-out loss and answers of a trial, or of the bare base."""
-        return self._call(
-            lambda: evaluate(self._pack, self._tokenizer, slot=self._trials[trial_id].slot if trial_id else None)
-        )
-
-    def state(self, trial_id: str) -> TrialState:
+    def state(self, trial_id: str) -> "TrialState":
         """Return all that `enter` needs to go on with the trial elsewhere."""
-        return self._call(lambda: self._state(self._trials[trial_id]))
+        return self._owner.call(self._owner.state, trial_id)
 
     def checkpoint(self, trial_id: str, *, with_state: bool) -> tuple[dict[str, bytes], bytes | None]:
-        """Return the trial's adapter as the files of PEFT's format, and `state` for a file.
-
-        To read a state takes torch and all of the model's code, which trials do without.
-        """
-        files, state = self._call(lambda: self._checkpoint(self._trials[trial_id], with_state=with_state))
+        """Return the trial's adapter as the files of PEFT's format, and its `state` for a file."""
+        files, state = self._owner.call(self._owner.checkpoint, trial_id, with_state=with_state)
         return files, pickle.dumps(state) if state is not None else None
 
-    def evaluation_of(self, files: dict[str, bytes]) -> Evaluation:
+    def right_answers(self, trial_id: str) -> tuple[int, int]:
+        """Return how many of the held-out questions a trial answers right, and how many there are."""
+        found = self._owner.call(self._owner.evaluation, trial_id)
+        return found.num_right, found.num_questions
+
+    def evaluation(self, trial_id: str | None) -> "Evaluation":
+        """Return held-out loss and answers of a trial, or of the bare base."""
+        return self._owner.call(self._owner.evaluation, trial_id)
+
+    def evaluation_of(self, files: dict[str, bytes]) -> "Evaluation":
         """Return held-out loss and answers of an adapter in PEFT's format; needs a free slot."""
-        return self._call(lambda: self._through(files, lambda slot: evaluate(self._pack, self._tokenizer, slot=slot)))
+        return self._owner.call(self._owner.evaluation_of, files)
 
     def held_out_loss_of(self, files: dict[str, bytes]) -> float:
         """Return the held-out loss alone of an adapter in PEFT's format; needs a free slot."""
-        return self._call(lambda: self._through(files, lambda slot: held_out_loss(self._pack, slot=slot)))
+        return self._owner.call(self._owner.held_out_loss_of, files)
 
     def measured_step_s(self) -> float:
         """Wait for a measured step and return its share for one trial."""
-        return self._measured.result()
-
-    def _through(self, files: dict[str, bytes], measure: Callable[[int], Result]) -> Result:
-        slot = self._free_slots()[0]
-        with tempfile.TemporaryDirectory() as name:
-            for file, content in files.items():
-                (Path(name) / file).write_bytes(content)
-            self._pack.adapters.load_slot(slot, Path(name))
-        try:
-            return measure(slot)
-        finally:
-            self._pack.adapters.clear_slot(slot)
-
-    def _free_slots(self) -> list[int]:
-        taken = {trial.slot for trial in self._trials.values()}
-        return [slot for slot in range(self._size.num_slots) if slot not in taken]
-
-    def _call(self, function: Callable[[], Result]) -> Result:
-        done: Future[Result] = Future()
-        self._work.put((function, done))
-        return done.result()
-
-    def _own(self) -> None:
-        try:
-            self._load()
-        except BaseException as error:
-            while True:
-                self._work.get()[1].set_exception(error)
-        while True:
-            self._do_work()
-            self._make_a_pass()
-
-    def _load(self) -> None:
-        torch.set_num_threads(self._job.num_threads)
-        disable_progress_bar()
-        job = self._job
-        dtype = getattr(torch, job.compute_dtype)
-        accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(), gradient_accumulation_steps=job.gradient_accumulation_steps
-        )
-        base = load_base(job.card, precision=job.precision, compute_dtype=dtype, device=accelerator.device)
-        self._tokenizer = base.tokenizer
-        self._pack = build_pack(job, base.model, accelerator, size=self._size)
-        self._packs = {shape: self._pack.with_batches_of(other) for shape, other in self._jobs.items()}
-
-    def _do_work(self) -> None:
-        """Do what is asked for; wait while nothing trains, and for a moment for trials that are being decided on.
-
-        Nobody's first step waits for more work to come.
-        """
-        is_first = True
-        while is_first or not any(trial.is_new for trial in self._trials.values()):
-            is_first = False
-            self._arrivals.release()
-            patience_s = self._patience_s()
-            try:
-                function, done = self._work.get(timeout=patience_s) if patience_s else self._work.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                done.set_result(function())
-            except BaseException as error:
-                done.set_exception(error)
-
-    def _patience_s(self) -> float:
-        trials = self._trials.values()
-        if self._arrivals.is_measuring or any(trial.is_new for trial in trials):
-            return 0
-        if any(trial.is_training or trial.is_at_rung for trial in trials):
-            return GRACE_S if any(trial.waiting is None for trial in trials) else 0
-        return LATE_S if self._arrivals else IDLE_S
-
-    def _make_a_pass(self) -> None:
-        """Train newcomers; else measure those at their rung; else train the next ones of the round."""
-        trials = self._trials.values()
-        if new := self._rounds.newcomers(trials):
-            self._train(new)
-        elif self._arrivals.is_measuring:
-            self._arrivals.measure(self._pack)
-        elif others := self._rounds.next_pass(trials):
-            self._train(others)
-        else:
-            self._arrivals.add([trial for trial in trials if trial.is_at_rung])
-            step_s = self._rounds.end()
-            if step_s is not None and not self._measured.done():
-                self._measured.set_result(step_s)
-
-    def _train(self, trials: Sequence[Trial]) -> None:
-        """Make a step of `trials`, which are of one shape."""
-        pack, by_slot = trials[0].pack, {trial.slot: trial for trial in trials}
-        pack.take_turn()
-        try:
-            made = train_step(pack, {slot: trial.done for slot, trial in by_slot.items()})
-        except (RuntimeError, ArithmeticError) as error:  # out of memory, above all
-            for trial in trials:
-                trial.fail(error)
-            return
-        for slot, loss in zip(made.slots, made.losses, strict=True):
-            by_slot[slot].note(loss, num_tokens=made.num_tokens // len(trials), seconds=made.duration_s)
-        self._rounds.note(trials, seconds=made.duration_s)
-
-    def _enter(
-        self,
-        trial_id: str,
-        adapter: AdapterJob,
-        state: TrialState | None,
-        shape: Shape | None,
-        instead_of: str | None,
-    ) -> bool:
-        for before in [other for other in self._trials if other == instead_of or is_same_trial(other, trial_id)]:
-            self._leave(before)
-        free = self._free_slots()
-        if not free:
-            return False
-        pack = self._pack if shape is None else self._packs[shape]
-        pack.enter(free[0], adapter)
-        trial = Trial(slot=free[0], pack=pack)
-        if state is not None:
-            put_state(self._pack, free[0], state)
-            trial.done = state.done
-        self._trials[trial_id] = trial
-        return True
-
-    def _leave(self, trial_id: str) -> None:
-        if trial := self._trials.pop(trial_id, None):
-            self._arrivals.drop(trial)
-            self._pack.leave(trial.slot)
-            # Else it would wait for ever, and with it whoever wants its process next.
-            trial.fail(TrialLeft(f"Trial {trial_id} has left this worker."))
-
-    def _ask(self, trial_id: str, until: int, waiting: "Future[TrialReport]") -> None:
-        trial = self._trials[trial_id]
-        self._arrivals.hear(trial)
-        trial.until, trial.waiting = until, waiting
-
-    def _state(self, trial: Trial) -> TrialState:
-        return take_state(self._pack, trial.slot, done=trial.done)
-
-    def _checkpoint(self, trial: Trial, *, with_state: bool) -> tuple[dict[str, bytes], TrialState | None]:
-        self._arrivals.hear(trial)
-        return self._adapter_files(trial.slot), self._state(trial) if with_state else None
-
-    def _adapter_files(self, slot: int) -> dict[str, bytes]:
-        card = self._job.card
-        with tempfile.TemporaryDirectory() as name:
-            self._pack.adapters.save_slot(
-                slot, Path(name), base_model_name_or_path=card.model_id, revision=card.revision
-            )
-            return {path.name: path.read_bytes() for path in Path(name).iterdir()}
+        return self._owner.measured_step_s()

@@ -104,8 +104,8 @@ class PackedTrial(tune.Trainable):  # type: ignore[misc] # Ray's interface of a 
             "first_step_s": report.first_step_s,
         }
         if self._shared.is_exact_match:
-            evaluation = ray.get(self._worker.evaluation.remote(self._name))  # type: ignore[union-attr]
-            metrics["exact_match"] = evaluation.num_right / max(1, evaluation.num_questions)
+            num_right, count = ray.get(self._worker.right_answers.remote(self._name))  # type: ignore[union-attr]
+            metrics["exact_match"] = num_right / max(1, count)
         return metrics
 
 

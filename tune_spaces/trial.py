@@ -14,6 +14,10 @@ DIVERGED_LOSS = 1e9
 """Stands for infinity and for what is no number; schedulers and searchers cannot compare those."""
 
 
+class TrialLeft(RuntimeError):
+    """Steps were wanted for a trial that left meanwhile."""
+
+
 def entry_of(trial_id: str) -> str:
     """Return a new id under which a trial enters a worker.
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from cluster.models.gating import gated, gated_grads
+from cluster.models.products import linear, times
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +69,7 @@ class LoraLinear(torch.autograd.Function):
         blocks: Blocks,
     ) -> torch.Tensor:
         inputs = x if up is None else gated(x, up)
-        result = functional.linear(inputs, weight, bias)  # [N, o]
+        result = linear(inputs, weight, bias)  # [N, o]
         hidden = add_updates(result, _dropped(inputs, mask), lora_a, lora_b, blocks)
         ctx.save_for_backward(x, up, hidden, weight, lora_a, lora_b, mask)
         ctx.blocks = blocks
@@ -84,7 +84,7 @@ class LoraLinear(torch.autograd.Function):
         del inputs
         grad_x = grad_up = None
         if ctx.needs_input_grad[0]:
-            grad_x = torch.mm(grad, weight)
+            grad_x = times(grad, weight)
             if mask is None:
                 _add_products(grad_x, grad_hidden, lora_a, ctx.blocks)
             else:
