@@ -109,9 +109,10 @@ def compare(name: str, num_trials: int) -> Result:
     """Return what one search of each takes."""
     with TemporaryDirectory(prefix="kajiya-bench-") as folder:
         settings = settings_of(SCHEDULERS[name], points_of(num_trials), Path(folder))
-        found = {
-            who: SearchNumbers(**run_module(module, json.dumps(asdict(settings)))) for who, module in MODULES.items()
-        }
+        found = {}
+        for who, module in MODULES.items():
+            found[who] = SearchNumbers(**run_module(module, json.dumps(asdict(settings))))
+            print(f"{who}: {found[who].seconds:.0f} s", flush=True)  # minutes pass before there is a table
     ours, peer = found[OURS], found[PEER]
     alone = [AloneNumbers(**run_module("benchmarks.tuning_alone", json.dumps(one))) for one in _asked_alone(ours)]
     off = max(_difference(numbers, run.losses) for numbers, run in zip(ours.losses, alone, strict=False))

@@ -144,6 +144,9 @@ def search(settings: SearchSettings, folder: str) -> SearchNumbers:
 
 def main() -> None:
     """Run and print the numbers as the last line."""
+    # By its name, not as `__main__`: workers import the module, where they would get parts of it that miss names.
+    from benchmarks.tuning_peer import search
+
     settings = SearchSettings(**json.loads(sys.argv[1]))
     with tempfile.TemporaryDirectory(prefix="kajiya-peer-") as folder:
         print(json.dumps(asdict(search(settings, folder))))

@@ -124,3 +124,20 @@ def test_an_adapter_that_rests_goes_on_as_if_nobody_had_worked_meanwhile() -> No
             optimizer.param_groups[0]["num_steps"] = [step_of_first, step + 1]
             optimizer.step()
     assert torch.equal(rested[0], twin[0])
+
+
+def test_gradients_in_16_bit_become_float32_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = []
+    fused = torch._fused_adamw_
+
+    def record(exact: list[torch.Tensor], *arguments: object, **named: object) -> None:
+        together.append([tuple(tensor.shape) for tensor in exact])
+        fused(exact, *arguments, **named)
+
+    monkeypatch.setattr(torch, "_fused_adamw_", record)
+    half = [nn.Parameter(gradients(i, (1, 4 + i)).bfloat16()) for i in range(2)]
+    exact = [nn.Parameter(gradients(i, (1, 7 + i))) for i in range(2)]
+    for parameter in (*half, *exact):
+        parameter.grad = torch.ones_like(parameter)
+    PackedAdamW([half[0], exact[0], half[1], exact[1]], num_slots=1).step()
+    assert together == [[(1, 4)], [(1, 5)], [(1, 7), (1, 8)]]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.catalog import all_models
+from cluster.catalog import all_models, find
 from cluster.hardware import declared
 from cluster.memory import GIB, DoesNotFit
 from cluster.plan import plan_training
@@ -89,6 +89,23 @@ def test_a_micro_batch_that_fits_nowhere_is_left_out_and_the_largest_one_that_do
         plan_trials(asked(*alone, model="qwen2.5-14b-instruct"), declared(gpu="A100-80G"))
     with pytest.raises(BadSpace, match="No micro_batch_size of 1024 fits into memory"):
         plan_trials(asked("--set-space", "micro_batch_size=1024", model="qwen2.5-32b-instruct"), declared(gpu="H100"))
+
+
+def test_a_length_that_fits_nowhere_is_left_out_and_the_longest_that_does_is_the_plans() -> None:
+    words = ("--method", "qlora", "--set-space", "max_length=512,2048,32768")
+    card = find("qwen2.5-14b-instruct")
+    with pytest.raises(DoesNotFit):
+        plan_training(card, declared(gpu="A10G"), method="qlora", max_length=32768)
+    trials = plan_trials(asked(*words, model=card.name), declared(gpu="A10G"))
+    assert trials.space["max_length"] == Choice(values=(512, 2048))
+    assert trials.plan.max_length == 2048
+    assert trials.left_out is not None
+    assert trials.left_out.startswith("max_length=32768 does not fit into memory and is left out")
+    with pytest.raises(DoesNotFit, match="It fits with max_length 2048"):
+        plan_trials(
+            asked("--method", "qlora", "--set-space", "max_length=32768", model="qwen2.5-32b-instruct"),
+            declared(gpu="T4"),
+        )
 
 
 def test_workers_per_trial_decide_how_many_trials_run_at_a_time() -> None:

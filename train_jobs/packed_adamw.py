@@ -15,6 +15,8 @@ from train_jobs.fsdp import part as local_part
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """By the names that torch's own AdamW has for them."""
+Entry = tuple[nn.Parameter, Callable[[torch.Tensor], torch.Tensor]]
+"""A parameter, and what takes an adapter's part from a tensor of its shape."""
 
 
 class PackedAdamW(torch.optim.Optimizer):
@@ -57,21 +59,19 @@ class PackedAdamW(torch.optim.Optimizer):
         """Update the active adapters by their gradients."""
         for group in self.param_groups:
             for slot in _active(group):
-                self._update(group, slot)
+                for entries in _at_a_time(_parts(group, slot)):
+                    self._update(group, slot, entries)
 
-    def _update(self, group: dict[str, Any], slot: int) -> None:
+    def _update(self, group: dict[str, Any], slot: int, entries: Sequence[Entry]) -> None:
         weights, exact, grads, first, second = [], [], [], [], []
-        for parameter, part in _parts(group, slot):
-            if parameter.grad is None:
-                continue
+        for parameter, part in entries:
+            assert parameter.grad is not None
             state = self._state_of(parameter)
             weights.append(part(parameter.data))
             exact.append(part(state.get("fp32", parameter.data)))
             grads.append(part(parameter.grad).float())
             first.append(part(state["exp_avg"]))
             second.append(part(state["exp_avg_sq"]))
-        if not weights:
-            return
         step = torch.tensor(float(group["num_steps"][slot]), device=weights[0].device)
         torch._fused_adamw_(  # what `torch.optim.AdamW(fused=True)` calls: one pass over memory
             exact,
@@ -135,12 +135,29 @@ def _zeros_like(parameter: nn.Parameter) -> torch.Tensor:
     return lazy_zeros(tuple(parameter.shape), dtype=torch.float32, device=parameter.device)
 
 
+def _at_a_time(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """Yield what is updated at a time: all that has float32 gradients, and each of the others by itself.
+
+    Those are turned into float32 first; all of a whole model's would be twice as large as it is.
+    """
+    exact = []
+    for entry in entries:
+        if (grad := entry[0].grad) is None:
+            continue
+        if grad.dtype == torch.float32:
+            exact.append(entry)
+        else:
+            yield [entry]
+    if exact:
+        yield exact
+
+
 def _active(group: dict[str, Any]) -> list[int]:
     return [slot for slot, is_active in enumerate(group["active"]) if is_active]
 
 
-def _parts(group: dict[str, Any], slot: int) -> Iterator[tuple[nn.Parameter, Callable[[torch.Tensor], torch.Tensor]]]:
-    """Yield each parameter of `group`, and what takes the part of adapter `slot` from a tensor of its shape."""
+def _parts(group: dict[str, Any], slot: int) -> Iterator[Entry]:
+    """Yield each parameter of `group`, and what takes the part of adapter `slot`."""
     num_slots = len(group["active"])
     for number, parameter in enumerate(group["params"]):
         if group["ranks"] is not None:

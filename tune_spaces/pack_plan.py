@@ -1,6 +1,6 @@
 """How many trials fit on one base, from the memory of the plan for one of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from cluster.activations import PASS_TOKENS, cpu_pass_tokens
@@ -99,8 +99,12 @@ def without(space: Space, field: str, fits: Callable[[int], bool]) -> tuple[Spac
         )
     if len(kept) == len(values.values):
         return space, None
-    out = ", ".join(str(value) for value in values.values if value not in kept)
-    return {**space, field: Choice(values=kept)}, f"{field}={out} does not fit into memory and is left out"
+    return {**space, field: Choice(values=kept)}, left_out_text(field, [v for v in values.values if v not in kept])
+
+
+def left_out_text(field: str, values: Iterable[object]) -> str:
+    """Return what is said of `values` of `field` that nobody tries."""
+    return f"{field}={', '.join(map(str, values))} does not fit into memory and is left out"
 
 
 def fits_packed(plan: TrainingPlan, r: int, num_workers: int | None) -> bool:

@@ -42,13 +42,14 @@ def search(request: SearchRequest, *, resume: str | None = None) -> AdapterVersi
             f"--objective exact_match counts right answers, and no held-out dialogue of "
             f"{request.eval_data or request.data} ends in one; use held_out_loss."
         )
-    lengths = request.changes.get("max_length")
-    if isinstance(lengths, Choice):
+    shorter: set[int] = set()
+    if "max_length" in request.changes:
         trials = plan_trials(request, plan.hardware)
+        lengths = trials.space["max_length"]  # those that fit
+        assert isinstance(lengths, Choice)
         shorter = {int(length) for length in lengths.values} - {plan.max_length}
     else:
         trials = plan_trials(replace(request, max_length=longest(data)), plan.hardware)
-        shorter = set()
     samples = {trials.plan.max_length: data.train.samples}
     for length in sorted(shorter):
         samples[length] = train_samples(as_training_request(request), replace(plan, max_length=length))

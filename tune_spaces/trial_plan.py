@@ -1,7 +1,7 @@
 """The plan of one trial: beside others on one base where that can be, else as a run of its own, and why."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from cluster.catalog import find
@@ -10,7 +10,7 @@ from cluster.memory import GIB, DoesNotFit
 from cluster.plan import TrainingPlan, plan_training
 from cluster.traps import ImpossibleCombination
 from tune_spaces.arguments import SearchRequest
-from tune_spaces.pack_plan import PackPlan, fits_packed, plan_packs, prune_packed, without
+from tune_spaces.pack_plan import PackPlan, fits_packed, left_out_text, plan_packs, prune_packed, without
 from tune_spaces.points import check_methods, num_points
 from tune_spaces.shapes import longest_of
 from tune_spaces.spaces import is_varied, space_of
@@ -42,6 +42,7 @@ def plan_trials(request: SearchRequest, hardware: Hardware) -> TrialPlan:
     Raises:
         BadSpace, DoesNotFit, ImpossibleCombination, BadOverride: Nothing is left to try, or it cannot be done.
     """
+    request, too_long = _without_long(request, hardware)
     plan, alone_because = _plan(request, hardware)
     asked = space_of(request.space, plan, request.changes)
     check_methods(asked, searcher=request.searcher, scheduler=request.scheduler)
@@ -53,7 +54,7 @@ def plan_trials(request: SearchRequest, hardware: Hardware) -> TrialPlan:
     else:
         _check_launched(request)
         space, too_large = without(asked, "r", lambda r: _replanned(request, largest, {"r": r}) is not None)
-    left_out = "; ".join(filter(None, (too_many, too_large))) or None
+    left_out = "; ".join(filter(None, (too_long, too_many, too_large))) or None
     if left_out and not is_varied(space):
         raise BadSpace(f"{left_out}; then there is nothing to search. Give other values, or a lighter precision.")
     count = num_points(space, searcher=request.searcher, trials=request.trials)
@@ -67,6 +68,27 @@ def plan_trials(request: SearchRequest, hardware: Hardware) -> TrialPlan:
         num_trials=count,
         packs=packs,
     )
+
+
+def _without_long(request: SearchRequest, hardware: Hardware) -> tuple[SearchRequest, str | None]:
+    """Return `request` without the longest values of max_length that do not fit, and those in words.
+
+    Raises:
+        DoesNotFit: Not even the shortest does.
+    """
+    out: list[int] = []
+    while True:
+        try:
+            _plan(request, hardware)
+        except DoesNotFit:
+            lengths, longest = request.changes.get("max_length"), longest_of(request.changes)
+            if longest is None or not isinstance(lengths, Choice) or len(lengths.values) == 1:
+                raise
+            out.append(longest)
+            kept = Choice(values=tuple(value for value in lengths.values if value != longest))
+            request = replace(request, changes={**request.changes, "max_length": kept})
+        else:
+            return request, left_out_text("max_length", sorted(out)) if out else None
 
 
 def _plan(request: SearchRequest, hardware: Hardware) -> tuple[TrainingPlan, str | None]:
