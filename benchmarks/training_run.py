@@ -9,16 +9,17 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 R = 8
 LEARNING_RATE = 1e-4
 WARM_UP_STEPS = 1
 """Not timed: the first step allocates."""
-PROBE = 2048
-"""Width of the square matrices whose product shows what the machine can do just now."""
+PROBE = 1024
+"""Width of the square matrices whose product shows what the machine can do just now; small beside a run's memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +53,9 @@ class RunNumbers:
     losses: list[float]
     """Of each step."""
     matmul_flop_per_s: float
-    """Of large float32 products between the steps: the median."""
+    """Of large float32 products by torch's own library between the steps: the median."""
+    onednn_flop_per_s: float | None
+    """The same of the products that our steps are made of; None where nobody looked."""
     max_batch_tokens: int
     """Tokens of the largest step."""
 
@@ -67,15 +70,16 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def matmul_rates() -> Iterator[float]:
-    """Yield what large float32 products reach, in FLOP/s, each time it is asked for."""
+def matmul_rates(product: Callable[[Any, Any], Any] | None = None) -> Iterator[float]:
+    """Yield what large float32 products reach, in FLOP/s, each time it is asked for; by default torch's own."""
     import torch
 
-    a, b, out = (torch.ones(PROBE, PROBE) for _ in range(3))
-    torch.mm(a, b, out=out)
+    product = product or torch.mm
+    a, b = torch.ones(PROBE, PROBE), torch.ones(PROBE, PROBE)
+    product(a, b)
     while True:
         begin = time.perf_counter()
-        torch.mm(a, b, out=out)
+        product(a, b)
         yield 2 * PROBE**3 / (time.perf_counter() - begin)
 
 
@@ -88,6 +92,7 @@ def run_kajiya(settings: RunSettings) -> RunNumbers:
     from benchmarks.training_job import job_of
     from cluster.catalog import find
     from cluster.models.base import load_base
+    from cluster.models.products import times
     from train_jobs.pack import build_pack
     from train_jobs.step import train_step
     from train_jobs.strategy import accelerator_for
@@ -99,11 +104,11 @@ def run_kajiya(settings: RunSettings) -> RunNumbers:
     job = job_of(settings, base.tokenizer)
     pack = build_pack(job, base.model, accelerator_for(job))
     order = pack.runs[0].order
-    rates, reached = matmul_rates(), []
+    rates, reached = (matmul_rates(), matmul_rates(times)), []
     steps = []
     for step in range(settings.num_steps):
         steps.append(train_step(pack, {0: step}))
-        reached.append(next(rates))
+        reached.append([next(rate) for rate in rates])
     timed = range(WARM_UP_STEPS, settings.num_steps)
     return RunNumbers(
         num_tokens=sum(steps[i].num_tokens for i in timed),
@@ -111,7 +116,8 @@ def run_kajiya(settings: RunSettings) -> RunNumbers:
         seconds=sum(steps[i].duration_s for i in timed),
         peak_bytes=peak_bytes(),
         losses=[step.losses[0] for step in steps],
-        matmul_flop_per_s=statistics.median(reached),
+        matmul_flop_per_s=statistics.median(of_torch for of_torch, _ in reached),
+        onednn_flop_per_s=statistics.median(of_onednn for _, of_onednn in reached),
         max_batch_tokens=max(step.num_tokens for step in steps),
     )
 
@@ -172,6 +178,7 @@ def run_trl(settings: RunSettings) -> RunNumbers:
         peak_bytes=peak_bytes(),
         losses=[entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         matmul_flop_per_s=statistics.median(clock.matmul_flop_per_s),
+        onednn_flop_per_s=None,
         max_batch_tokens=max(clock.num_tokens),
     )
 

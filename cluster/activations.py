@@ -9,7 +9,7 @@ from cluster.memory import VALUE_BYTES
 from cluster.model_card import Linear, ModelCard, Precision
 from cluster.presets import DType, LoraPreset
 
-CPU_PASS_TOKENS = 512
+CPU_PASS_TOKENS = 384
 """Tokens of one adapter that go through a CPU at once: enough for fast products with the weights."""
 PASS_TOKENS = 1024
 """Tokens of several adapters that go through together: enough for fast products, and what backward needs is kept for

@@ -1,5 +1,7 @@
 """The packed optimizer against torch's own, adapter by adapter."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -130,7 +132,7 @@ def test_gradients_in_16_bit_become_float32_one_at_a_time(monkeypatch: pytest.Mo
     together = []
     fused = torch._fused_adamw_
 
-    def record(exact: list[torch.Tensor], *arguments: object, **named: object) -> None:
+    def record(exact: list[torch.Tensor], *arguments: Any, **named: Any) -> None:
         together.append([tuple(tensor.shape) for tensor in exact])
         fused(exact, *arguments, **named)
 

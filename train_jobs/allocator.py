@@ -13,7 +13,7 @@ WORKER_ENV = {
     **({"LD_PRELOAD": str(JEMALLOC)} if JEMALLOC.is_file() else {}),
     # Given back to the system, memory costs page faults: a tenth of a step. A size from which tensors would have an
     # arena of their own is not wanted either.
-    "MALLOC_CONF": "oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1",
+    "MALLOC_CONF": "oversize_threshold:0,dirty_decay_ms:30000,muzzy_decay_ms:30000",
     # The same of glibc, in case.
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
     "MALLOC_MMAP_THRESHOLD_": "33554432",

@@ -3,6 +3,7 @@
 H = heads, G = query heads per key/value head, N = tokens of all samples, T = tokens of one, D = head size.
 """
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -72,8 +74,40 @@ class SampleAttention:
         )
         attended = []  # [1, T, H, D] each
         for own, parent in zip(parts, self._parents, strict=True):
-            # The parent's queries come along, a small waste: products of as many queries as keys are the fast ones.
-            whole = own if parent is None else [torch.cat(pair, dim=2) for pair in zip(parts[parent], own, strict=True)]
-            output = sdpa_attention_forward(module, *whole, attention_mask=None, **kwargs)[0]
-            attended.append(output[:, -own[0].shape[2] :])
+            if parent is None:
+                attended.append(sdpa_attention_forward(module, *own, attention_mask=None, **kwargs)[0])
+            else:
+                attended.append(_going_on(module, parts[parent], own, **kwargs))
         return torch.cat(attended, dim=1), None
+
+
+def _going_on(
+    module: nn.Module, parent: Sequence[torch.Tensor], own: Sequence[torch.Tensor], **kwargs: Any
+) -> torch.Tensor:
+    """Return the attention [1, T, H, D] of a sample's `own` queries to its own keys and those of its `parent`."""
+    query, key, value = own
+    num_queries = query.shape[2]
+    key, value = (torch.cat(pair, dim=2) for pair in zip(parent[1:], (key, value), strict=True))
+    if query.device.type == "cpu":
+        mask = _mask_of_last(num_queries, key.shape[2], query.dtype)
+        output = scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=kwargs.get("dropout", 0.0),
+            scale=kwargs.get("scaling"),
+            enable_gqa=query.shape[1] > key.shape[1],
+        )
+        return output.transpose(1, 2)
+    # The parent's queries come along: without a mask, GPUs have faster products.
+    whole = torch.cat((parent[0], query), dim=2)
+    attended: torch.Tensor = sdpa_attention_forward(module, whole, key, value, attention_mask=None, **kwargs)[0]
+    return attended[:, -num_queries:]
+
+
+@functools.lru_cache(maxsize=256)  # every layer of a pass asks for the same ones
+def _mask_of_last(num_queries: int, num_keys: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return what is added to the scores [`num_queries`, `num_keys`] of the last queries of a causal product."""
+    mask = torch.full((num_queries, num_keys), -torch.inf, dtype=dtype)
+    return mask.triu_(num_keys - num_queries + 1)
