@@ -183,9 +183,9 @@ def test_smollm2_on_this_kind_of_cpu() -> None:
     ("micro", "length", "tokens"),
     [
         (4, 512, 512),  # four passes of one sample
-        (8, 128, 512),  # two of four
-        (3, 200, 512),  # two of two or one, and one of three shorter samples
-        (5, 200, 600),  # two of three or two
+        (8, 128, 384),  # three of three or two
+        (3, 129, 384),  # two of two or one, and one of three shorter samples
+        (5, 200, 400),  # three of two or one
         (1, 1024, 1024),  # no sample is cut
         (2, 100, 200),
     ],

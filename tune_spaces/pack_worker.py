@@ -7,6 +7,7 @@ code, three seconds and 400 MiB, stay in `tune_spaces.pack_owner`.
 import pickle
 from collections.abc import Mapping
 from concurrent.futures import Future
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from tune_spaces.shapes import Shape
@@ -34,6 +35,8 @@ class PackWorker:
         from tune_spaces.pack_owner import PackOwner
 
         self._owner = PackOwner(job, size, reduction_factor=reduction_factor, jobs=jobs)
+        self._checkpointing = Lock()
+        """One at a time: on its way to a file, the state of a large adapter is there several times."""
 
     def free_slots(self) -> int:
         """Return how many more trials fit."""
@@ -71,8 +74,9 @@ class PackWorker:
 
     def checkpoint(self, trial_id: str, *, with_state: bool) -> tuple[dict[str, bytes], bytes | None]:
         """Return the trial's adapter as the files of PEFT's format, and its `state` for a file."""
-        files, state = self._owner.call(self._owner.checkpoint, trial_id, with_state=with_state)
-        return files, pickle.dumps(state) if state is not None else None
+        with self._checkpointing:
+            files, state = self._owner.call(self._owner.checkpoint, trial_id, with_state=with_state)
+            return files, pickle.dumps(state) if state is not None else None
 
     def right_answers(self, trial_id: str) -> tuple[int, int]:
         """Return how many of the held-out questions a trial answers right, and how many there are."""
