@@ -83,7 +83,7 @@ def compare(runs: dict[str, list[RunNumbers]]) -> Result:
     speeds = {name: [run.tokens_per_s for run in numbers] for name, numbers in runs.items()}
     peaks = {name: [run.peak_bytes / 2**30 for run in numbers] for name, numbers in runs.items()}
     shares = [run.tokens_per_s * flop / run.matmul_flop_per_s for run in runs[OURS]]
-    of_ours = [run.tokens_per_s * flop / (run.onednn_flop_per_s or math.nan) for run in runs[OURS]]
+    of_ours = [run.tokens_per_s * flop / (run.own_flop_per_s or math.nan) for run in runs[OURS]]
     speed, peak = (statistics.median(values[OURS]) / statistics.median(values[TRL]) for values in (speeds, peaks))
     return Result(
         numbers={

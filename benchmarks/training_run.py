@@ -54,7 +54,7 @@ class RunNumbers:
     """Of each step."""
     matmul_flop_per_s: float
     """Of large float32 products by torch's own library between the steps: the median."""
-    onednn_flop_per_s: float | None
+    own_flop_per_s: float | None
     """The same of the products that our steps are made of; None where nobody looked."""
     max_batch_tokens: int
     """Tokens of the largest step."""
@@ -70,11 +70,10 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def matmul_rates(product: Callable[[Any, Any], Any] | None = None) -> Iterator[float]:
-    """Yield what large float32 products reach, in FLOP/s, each time it is asked for; by default torch's own."""
+def matmul_rates(product: Callable[[Any, Any], Any]) -> Iterator[float]:
+    """Yield what large float32 products reach, in FLOP/s, each time it is asked for."""
     import torch
 
-    product = product or torch.mm
     a, b = torch.ones(PROBE, PROBE), torch.ones(PROBE, PROBE)
     product(a, b)
     while True:
@@ -104,7 +103,7 @@ def run_kajiya(settings: RunSettings) -> RunNumbers:
     job = job_of(settings, base.tokenizer)
     pack = build_pack(job, base.model, accelerator_for(job))
     order = pack.runs[0].order
-    rates, reached = (matmul_rates(), matmul_rates(times)), []
+    rates, reached = (matmul_rates(torch.mm), matmul_rates(times)), []
     steps = []
     for step in range(settings.num_steps):
         steps.append(train_step(pack, {0: step}))
@@ -117,7 +116,7 @@ def run_kajiya(settings: RunSettings) -> RunNumbers:
         peak_bytes=peak_bytes(),
         losses=[step.losses[0] for step in steps],
         matmul_flop_per_s=statistics.median(of_torch for of_torch, _ in reached),
-        onednn_flop_per_s=statistics.median(of_onednn for _, of_onednn in reached),
+        own_flop_per_s=statistics.median(own for _, own in reached),
         max_batch_tokens=max(step.num_tokens for step in steps),
     )
 
@@ -178,7 +177,7 @@ def run_trl(settings: RunSettings) -> RunNumbers:
         peak_bytes=peak_bytes(),
         losses=[entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         matmul_flop_per_s=statistics.median(clock.matmul_flop_per_s),
-        onednn_flop_per_s=None,
+        own_flop_per_s=None,
         max_batch_tokens=max(clock.num_tokens),
     )
 

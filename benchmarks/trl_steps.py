@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import TrainerCallback
 
@@ -18,7 +19,7 @@ class StepClock(TrainerCallback):  # type: ignore[misc]
         self.num_tokens: list[int] = []
         self.num_trained_tokens: list[int] = []
         self.matmul_flop_per_s: list[float] = []
-        self._rates = matmul_rates()
+        self._rates = matmul_rates(torch.mm)
         self._begin = 0.0
         model.register_forward_pre_hook(self._count, with_kwargs=True)
 

@@ -8,7 +8,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -65,22 +65,22 @@ def main() -> None:
     begin = time.perf_counter()
     results: dict[str, Result] = {}
     for name in arguments.measurements or wanted:
-        for title, result in measured(name, arguments.trials).items():
+        for title, result in measured(name, arguments.trials):
             results[title] = result
             print_result(title, result, console)
     console.print(f"{time.perf_counter() - begin:.0f} s in all")
     conclude(results, console, arguments.json)
 
 
-def measured(name: str, num_trials: int) -> dict[str, Result]:
-    """Return what is measured under `name`, by title."""
+def measured(name: str, num_trials: int) -> Iterator[tuple[str, Result]]:
+    """Yield each title of what is measured under `name`, with its result, as soon as it is there."""
     match name:
         case "gain":
-            return gains()
+            yield from gains()
         case "entry":
-            return {name: entry()}
+            yield name, entry()
         case _:
-            return {name: compare(name, num_trials)}
+            yield name, compare(name, num_trials)
 
 
 def entry() -> Result:
@@ -176,9 +176,8 @@ def settings_of(scheduler: str, points: list[dict[str, Any]], folder: Path) -> S
     )
 
 
-def gains() -> dict[str, Result]:
-    """Return the speed of packs of each size, by tokens of a row and precision."""
-    results = {}
+def gains() -> Iterator[tuple[str, Result]]:
+    """Yield the speed of packs of each size, by tokens of a row and precision."""
     for precision in ("fp32", "nf4"):
         for tokens_per_row in TOKENS_PER_ROW if precision == "fp32" else TOKENS_PER_ROW[:1]:
             settings = {
@@ -194,8 +193,7 @@ def gains() -> dict[str, Result]:
                 int(count): rate for count, rate in run_module("benchmarks.tuning_gain", json.dumps(settings)).items()
             }
             num_tokens = MICRO_BATCH * tokens_per_row
-            results[f"{precision}, {num_tokens} tokens a step"] = gain_result(rates, precision, num_tokens)
-    return results
+            yield f"{precision}, {num_tokens} tokens a step", gain_result(rates, precision, num_tokens)
 
 
 def gain_result(rates: dict[int, float], precision: str, num_tokens: int) -> Result:

@@ -88,7 +88,7 @@ def run_of(*, num_tokens: int, seconds: float, peak_gib: float, gflop_per_s: flo
         peak_bytes=int(peak_gib * 2**30),
         losses=[1.0],
         matmul_flop_per_s=gflop_per_s * 1e9,
-        onednn_flop_per_s=2 * gflop_per_s * 1e9,
+        own_flop_per_s=2 * gflop_per_s * 1e9,
         max_batch_tokens=num_tokens,
     )
 

@@ -11,8 +11,9 @@ WORKER_ENV = {
     # memory that was freed to the next one who asks for as much, and a worker grew by twice what its step holds:
     # SmolLM2 with 512 tokens at once took 2.2 GiB, under jemalloc 1.65, both in 4.3 s a step.
     **({"LD_PRELOAD": str(JEMALLOC)} if JEMALLOC.is_file() else {}),
-    # Given back to the system, memory costs page faults: a tenth of a step. A size from which tensors would have an
-    # arena of their own is not wanted either.
+    # Memory given back to the system and taken again costs page faults: a tenth of a step, if it were done in every
+    # one. Kept for ever it is a tenth more than a pack of trials needs. A size from which tensors would have an arena
+    # of their own is not wanted either.
     "MALLOC_CONF": "oversize_threshold:0,dirty_decay_ms:30000,muzzy_decay_ms:30000",
     # The same of glibc, in case.
     "MALLOC_TRIM_THRESHOLD_": "8589934592",

@@ -42,8 +42,7 @@ def plan_trials(request: SearchRequest, hardware: Hardware) -> TrialPlan:
     Raises:
         BadSpace, DoesNotFit, ImpossibleCombination, BadOverride: Nothing is left to try, or it cannot be done.
     """
-    request, too_long = _without_long(request, hardware)
-    plan, alone_because = _plan(request, hardware)
+    request, (plan, alone_because), too_long = _without_long(request, hardware)
     asked = space_of(request.space, plan, request.changes)
     check_methods(asked, searcher=request.searcher, scheduler=request.scheduler)
     is_packed = alone_because is None
@@ -70,8 +69,10 @@ def plan_trials(request: SearchRequest, hardware: Hardware) -> TrialPlan:
     )
 
 
-def _without_long(request: SearchRequest, hardware: Hardware) -> tuple[SearchRequest, str | None]:
-    """Return `request` without the longest values of max_length that do not fit, and those in words.
+def _without_long(
+    request: SearchRequest, hardware: Hardware
+) -> tuple[SearchRequest, tuple[TrainingPlan, str | None], str | None]:
+    """Return `request` without the longest values of max_length that do not fit, its `_plan`, and those in words.
 
     Raises:
         DoesNotFit: Not even the shortest does.
@@ -79,7 +80,7 @@ def _without_long(request: SearchRequest, hardware: Hardware) -> tuple[SearchReq
     out: list[int] = []
     while True:
         try:
-            _plan(request, hardware)
+            planned = _plan(request, hardware)
         except DoesNotFit:
             lengths, longest = request.changes.get("max_length"), longest_of(request.changes)
             if longest is None or not isinstance(lengths, Choice) or len(lengths.values) == 1:
@@ -88,7 +89,7 @@ def _without_long(request: SearchRequest, hardware: Hardware) -> tuple[SearchReq
             kept = Choice(values=tuple(value for value in lengths.values if value != longest))
             request = replace(request, changes={**request.changes, "max_length": kept})
         else:
-            return request, left_out_text("max_length", sorted(out)) if out else None
+            return request, planned, left_out_text("max_length", sorted(out)) if out else None
 
 
 def _plan(request: SearchRequest, hardware: Hardware) -> tuple[TrainingPlan, str | None]:

@@ -20,8 +20,9 @@ NUM_CACHED_PRODUCTS = "64"
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Return `x` [N, d] times `weight` [o, d] transposed, plus `bias` [o]: [N, o]. Autograd does not see it."""
-    if _is_for_onednn(x, weight):
-        product: torch.Tensor = _onednn_linear()(x, weight, bias, "none", [], "")
+    is_exact = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
+    if is_exact and len(x) and (multiply := _onednn_linear()):
+        product: torch.Tensor = multiply(x, weight, bias, "none", [], "")
         return product
     return functional.linear(x, weight, bias)
 
@@ -29,11 +30,6 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 def times(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Return `x` [N, o] times `weight` [o, d]: [N, d]. Autograd does not see it."""
     return linear(x, weight.T)
-
-
-def _is_for_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    is_exact = x.dtype == weight.dtype == torch.float32
-    return is_exact and x.device.type == "cpu" and len(x) > 0 and _onednn_linear() is not None
 
 
 @functools.cache

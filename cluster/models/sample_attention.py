@@ -16,6 +16,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+MASKED_KEYS = 512
+"""Up to so many, a sample that goes on from another leaves that one's queries out, by a mask."""
 _names = (f"kajiya_samples_{i}" for i in itertools.count())
 
 
@@ -86,28 +88,26 @@ def _going_on(
 ) -> torch.Tensor:
     """Return the attention [1, T, H, D] of a sample's `own` queries to its own keys and those of its `parent`."""
     query, key, value = own
-    num_queries = query.shape[2]
     key, value = (torch.cat(pair, dim=2) for pair in zip(parent[1:], (key, value), strict=True))
-    if query.device.type == "cpu":
-        mask = _mask_of_last(num_queries, key.shape[2], query.dtype)
+    num_queries, num_keys = query.shape[2], key.shape[2]
+    if query.device.type == "cpu" and num_keys <= MASKED_KEYS:
         output = scaled_dot_product_attention(
             query,
             key,
             value,
-            attn_mask=mask,
+            attn_mask=_later_keys(query.dtype)[num_keys - num_queries : num_keys, :num_keys],
             dropout_p=kwargs.get("dropout", 0.0),
             scale=kwargs.get("scaling"),
             enable_gqa=query.shape[1] > key.shape[1],
         )
         return output.transpose(1, 2)
-    # The parent's queries come along: without a mask, GPUs have faster products.
+    # The parent's queries come along: in long samples a small waste, and on GPUs products without a mask are faster.
     whole = torch.cat((parent[0], query), dim=2)
     attended: torch.Tensor = sdpa_attention_forward(module, whole, key, value, attention_mask=None, **kwargs)[0]
     return attended[:, -num_queries:]
 
 
-@functools.lru_cache(maxsize=256)  # every layer of a pass asks for the same ones
-def _mask_of_last(num_queries: int, num_keys: int, dtype: torch.dtype) -> torch.Tensor:
-    """Return what is added to the scores [`num_queries`, `num_keys`] of the last queries of a causal product."""
-    mask = torch.full((num_queries, num_keys), -torch.inf, dtype=dtype)
-    return mask.triu_(num_keys - num_queries + 1)
+@functools.cache
+def _later_keys(dtype: torch.dtype) -> torch.Tensor:
+    """Return what is added to scores [query, key]: minus infinity for keys behind the query."""
+    return torch.full((MASKED_KEYS, MASKED_KEYS), -torch.inf, dtype=dtype).triu_(1)
