@@ -27,6 +27,7 @@ pytestmark = pytest.mark.cluster
 DASHBOARD = Path(__file__).parents[1] / "deploy" / "grafana_dashboard.json"
 TIMEOUT_S = 60.0
 REQUEST_ID = "from-the-client-1"
+CACHE = "ray_kajiya_kv_cache_tokens"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,10 +89,10 @@ def _free_port() -> int:
         return port
 
 
-def _wait_until(is_so: Callable[[], bool]) -> None:
+def _wait_until(is_so: Callable[[], bool], what_there_is: Callable[[], object] = lambda: None) -> None:
     deadline = time.monotonic() + TIMEOUT_S
     while not is_so():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, what_there_is()
         time.sleep(0.5)
 
 
@@ -110,17 +111,19 @@ def _post(url: str, body: dict[str, Any], **headers: str) -> httpx.Response:
 
 
 def test_metrics_at_the_export_port_count_what_happened(observed: Observed) -> None:
-    # The engine's gauge comes on its own, up to a second after the ingress's counters.
-    _wait_until(lambda: observed.metrics().get("ray_kajiya_requests_total") == 5)
-    _wait_until(lambda: observed.metrics().get("ray_kajiya_running_requests") == 0)
-    seen = observed.metrics()
-    assert seen["ray_kajiya_completion_tokens_total"] == 4 * 8
-    assert seen["ray_kajiya_time_to_first_token_seconds_count"] == 3
-    assert seen["ray_kajiya_time_per_output_token_seconds_count"] == 3
-    assert seen["ray_kajiya_request_seconds_count"] == 4
-    assert seen["ray_kajiya_adapter_loads_total"] == 3
-    assert seen["ray_kajiya_adapter_evictions_total"] == 2
-    assert seen["ray_kajiya_kv_cache_tokens"] >= 4 * 256
+    # Ingress and replica report each on its own; the first gauges are of an engine that has no cache yet.
+    counts = {
+        "ray_kajiya_requests_total": 5,
+        "ray_kajiya_completion_tokens_total": 4 * 8,
+        "ray_kajiya_time_to_first_token_seconds_count": 3,
+        "ray_kajiya_time_per_output_token_seconds_count": 3,
+        "ray_kajiya_request_seconds_count": 4,
+        "ray_kajiya_adapter_loads_total": 3,
+        "ray_kajiya_adapter_evictions_total": 2,
+        "ray_kajiya_running_requests": 0,
+    }
+    _wait_until(lambda: observed.metrics().get(CACHE, 0) >= 4 * 256)
+    _wait_until(lambda: counts.items() <= observed.metrics().items(), observed.metrics)
     text = httpx.get(observed.metrics_url, timeout=30).text
     for labels in ('adapter="shop"', 'status="400"', 'endpoint="chat"', 'version="1"', f'model="{observed.model}"'):
         assert re.search(rf"ray_kajiya_requests_total\{{.*{re.escape(labels)}", text)
