@@ -36,7 +36,8 @@ def made(order: Rounds, trials: list[Trial]) -> list[int]:
 @pytest.fixture
 def limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "PASS_TOKENS", 1024)
-    monkeypatch.setattr(rounds, "SHORT_PASS_TOKENS", 256)
+    for limit in ("SHORT_PASS_TOKENS", "FIRST_PASS_TOKENS"):
+        monkeypatch.setattr(rounds, limit, 256)
 
 
 @pytest.mark.usefixtures("limits")

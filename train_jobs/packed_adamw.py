@@ -101,6 +101,12 @@ class PackedAdamW(torch.optim.Optimizer):
                 state["fp32"] = parameter.detach().float()
         return state
 
+    def place_moments(self) -> None:
+        """Give every parameter its moments now: while one adapter trains, another's may be read, set or reset."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self._state_of(parameter)
+
     def slot_moments(self, slot: int, name: str) -> dict[nn.Parameter, torch.Tensor]:
         """Return moment `name` of adapter `slot` by parameter, for reading and writing."""
         return {

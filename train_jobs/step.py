@@ -122,7 +122,7 @@ def _clip(pack: Pack, active: Sequence[int]) -> tuple[float, ...]:
         norm = pack.accelerator.clip_grad_norm_(pack.module.parameters(), pack.runs[0].job.max_grad_norm)
         return (float(whole(norm)),)
     pack.accelerator.unscale_gradients()
-    max_norms = [pack.runs[k].job.max_grad_norm if k in pack.runs else 1.0 for k in range(pack.bank.num_slots)]
+    max_norms = [pack.runs[k].job.max_grad_norm if k in active else 1.0 for k in range(pack.bank.num_slots)]
     return clip_by_adapter(pack.optimizer.param_groups, max_norms, active)
 
 

@@ -7,7 +7,7 @@ import queue
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from train_jobs.step import train_step
 from tune_spaces.arrivals import LATE_S, Arrivals
 from tune_spaces.rounds import Rounds
 from tune_spaces.shapes import Shape
+from tune_spaces.slots import Slots
 from tune_spaces.trial import Trial, TrialLeft, TrialReport, is_same_trial
 from tune_spaces.trial_state import TrialState, put_state, take_state
 
@@ -36,7 +37,8 @@ GRACE_S = 0.5
 class PackOwner:
     """One thread owns the pack. Other threads hand it what is to be done there, by `call`, and wait.
 
-    Work is done between two passes through the base. Trials of one shape go together, those of another after them.
+    That is done between two passes through the base. A trial for which nobody waits is in no pass: it comes, is read
+    and goes beside one, by `call_beside`. Trials of one shape go together, those of another after them.
     """
 
     def __init__(
@@ -48,22 +50,28 @@ class PackOwner:
         self._size = size
         self._work: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._trials: dict[str, Trial] = {}
+        self._resting = threading.Lock()
+        """Held by who makes a trial wait for steps, or takes one away for which nobody waits."""
+        self._slots = Slots(size.num_slots)
         self._rounds = Rounds()
         self._arrivals = Arrivals(reduction_factor=reduction_factor)
         self._measured: Future[float] = Future()
+        self._desk = ThreadPoolExecutor(1, "desk")
         threading.Thread(target=self._own, daemon=True, name="pack").start()
         self.call(lambda: None)
 
     @property
     def num_free(self) -> int:
         """Return how many more trials fit."""
-        return self._size.num_slots - len(self._trials)
+        return self._slots.num_free
 
     def call(self, function: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
         """Run `function` on the thread, between two passes, and return what it does; a method of this, above all."""
-        done: Future[Result] = Future()
-        self._work.put((partial(function, *arguments, **named), done))
-        return done.result()
+        return self._ask_for(function, *arguments, **named).result()
+
+    def call_beside(self, function: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
+        """Run `function` without waiting for the end of a pass: `enter`, `leave` or `checkpoint`."""
+        return self._desk.submit(function, *arguments, **named).result()
 
     def measured_step_s(self) -> float:
         """Wait for a measured step and return its share for one trial; not for the thread itself."""
@@ -81,33 +89,42 @@ class PackOwner:
 
         An entry of the same trial under another id goes: whoever made it has yet to notice that the trial moved on.
         """
-        for before in [other for other in self._trials if other == instead_of or is_same_trial(other, trial_id)]:
+        for before in [other for other in list(self._trials) if other == instead_of or is_same_trial(other, trial_id)]:
             self.leave(before)
-        free = self._free_slots()
-        if not free:
+        slot = self._slots.take()
+        if slot is None:
             return False
-        pack = self._pack if shape is None else self._packs[shape]
-        pack.enter(free[0], adapter)
-        trial = Trial(slot=free[0], pack=pack)
-        if state is not None:
-            put_state(self._pack, free[0], state)
-            trial.done = state.done
-        self._trials[trial_id] = trial
+        try:
+            pack = self._pack if shape is None else self._packs[shape]
+            pack.enter(slot, adapter)
+            if state is not None:
+                put_state(self._pack, slot, state)
+        except BaseException:
+            self._slots.give_back(slot)
+            raise
+        self._trials[trial_id] = Trial(slot=slot, pack=pack, done=state.done if state else 0)
         return True
 
     def leave(self, trial_id: str) -> None:
         """Free the trial's slot; a trial that is not here is no problem."""
-        if trial := self._trials.pop(trial_id, None):
-            self._arrivals.drop(trial)
-            self._pack.leave(trial.slot)
-            # Else it would wait for ever, and with it whoever wants its process next.
-            trial.fail(TrialLeft(f"Trial {trial_id} has left this worker."))
+        with self._resting:
+            trial = self._trials.get(trial_id)
+            is_resting = trial is not None and trial.waiting is None
+            if is_resting:
+                del self._trials[trial_id]
+        if trial is not None:
+            if is_resting:
+                self._empty(trial)
+                self._ask_for(self._arrivals.hear, trial)
+            else:  # it may be in the pass under way
+                self.call(self._send_away, trial_id)
 
     def ask(self, trial_id: str, until: int, waiting: "Future[TrialReport]") -> None:
         """Let the trial make steps up to `until`, then tell `waiting` how it does."""
-        trial = self._trials[trial_id]
+        with self._resting:
+            trial = self._trials[trial_id]
+            trial.until, trial.waiting = until, waiting
         self._arrivals.hear(trial)
-        trial.until, trial.waiting = until, waiting
 
     def state(self, trial_id: str) -> TrialState:
         """Return all that `enter` needs to go on with the trial elsewhere."""
@@ -116,7 +133,7 @@ class PackOwner:
 
     def checkpoint(self, trial_id: str, *, with_state: bool) -> tuple[dict[str, bytes], TrialState | None]:
         """Return the trial's adapter as the files of PEFT's format, and its `state` if asked for."""
-        self._arrivals.hear(self._trials[trial_id])
+        self._ask_for(self._arrivals.hear, self._trials[trial_id])
         return self._adapter_files(self._trials[trial_id].slot), self.state(trial_id) if with_state else None
 
     def evaluation(self, trial_id: str | None) -> Evaluation:
@@ -130,6 +147,22 @@ class PackOwner:
     def held_out_loss_of(self, files: Mapping[str, bytes]) -> float:
         """Return the held-out loss alone of an adapter in PEFT's format; needs a free slot."""
         return self._through(files, lambda slot: held_out_loss(self._pack, slot=slot))
+
+    def _ask_for(self, function: Callable[..., Result], *arguments: Any, **named: Any) -> "Future[Result]":
+        done: Future[Result] = Future()
+        self._work.put((partial(function, *arguments, **named), done))
+        return done
+
+    def _send_away(self, trial_id: str) -> None:
+        if trial := self._trials.pop(trial_id, None):
+            self._arrivals.drop(trial)
+            self._empty(trial)
+            # Else it would wait for ever, and with it whoever wants its process next.
+            trial.fail(TrialLeft(f"Trial {trial_id} has left this worker."))
+
+    def _empty(self, trial: Trial) -> None:
+        self._pack.leave(trial.slot)
+        self._slots.give_back(trial.slot)
 
     def _own(self) -> None:
         try:
@@ -152,16 +185,15 @@ class PackOwner:
         base = load_base(job.card, precision=job.precision, compute_dtype=dtype, device=accelerator.device)
         self._tokenizer = base.tokenizer
         self._pack = build_pack(job, base.model, accelerator, size=self._size)
+        self._pack.adamw.place_moments()
         self._packs = {shape: self._pack.with_batches_of(other) for shape, other in self._jobs.items()}
 
     def _do_work(self) -> None:
         """Do what is asked for; wait while nothing trains, and for a moment for trials that are being decided on.
 
-        Nobody's first step waits for more work to come.
+        Nobody's first step waits for work that has yet to come.
         """
-        is_first = True
-        while is_first or not any(trial.is_new for trial in self._trials.values()):
-            is_first = False
+        while True:
             self._arrivals.release()
             patience_s = self._patience_s()
             try:
@@ -174,7 +206,7 @@ class PackOwner:
                 done.set_exception(error)
 
     def _patience_s(self) -> float:
-        trials = self._trials.values()
+        trials = list(self._trials.values())  # trials come and go beside this thread
         if self._arrivals.is_measuring or any(trial.is_new for trial in trials):
             return 0
         if any(trial.is_training or trial.is_at_rung for trial in trials):
@@ -183,7 +215,7 @@ class PackOwner:
 
     def _make_a_pass(self) -> None:
         """Train newcomers; else measure those at their rung; else train the next ones of the round."""
-        trials = self._trials.values()
+        trials = list(self._trials.values())
         if new := self._rounds.newcomers(trials):
             self._train(new)
         elif self._arrivals.is_measuring:
@@ -219,16 +251,14 @@ class PackOwner:
             return {path.name: path.read_bytes() for path in Path(name).iterdir()}
 
     def _through(self, files: Mapping[str, bytes], measure: Callable[[int], Result]) -> Result:
-        slot = self._free_slots()[0]
-        with tempfile.TemporaryDirectory() as name:
-            for file, content in files.items():
-                (Path(name) / file).write_bytes(content)
-            self._pack.adapters.load_slot(slot, Path(name))
+        slot = self._slots.take()
+        assert slot is not None, "a free slot"
         try:
+            with tempfile.TemporaryDirectory() as name:
+                for file, content in files.items():
+                    (Path(name) / file).write_bytes(content)
+                self._pack.adapters.load_slot(slot, Path(name))
             return measure(slot)
         finally:
             self._pack.adapters.clear_slot(slot)
-
-    def _free_slots(self) -> list[int]:
-        taken = {trial.slot for trial in self._trials.values()}
-        return [slot for slot in range(self._size.num_slots) if slot not in taken]
+            self._slots.give_back(slot)

@@ -56,11 +56,11 @@ class PackWorker:
         `shape` is one of `jobs`; None is that of the worker's own job. The trial `instead_of` leaves.
         """
         begun = pickle.loads(state) if isinstance(state, bytes) else state  # noqa: S301 (the search's own)
-        return self._owner.call(self._owner.enter, trial_id, adapter, begun, shape, instead_of)
+        return self._owner.call_beside(self._owner.enter, trial_id, adapter, begun, shape, instead_of)
 
     def leave(self, trial_id: str) -> None:
         """Free the trial's slot; a trial that is not here is no problem."""
-        self._owner.call(self._owner.leave, trial_id)
+        self._owner.call_beside(self._owner.leave, trial_id)
 
     def advance(self, trial_id: str, until: int) -> TrialReport:
         """Train the trial together with all others up to its step `until`, and return how it does."""
@@ -75,7 +75,7 @@ class PackWorker:
     def checkpoint(self, trial_id: str, *, with_state: bool) -> tuple[dict[str, bytes], bytes | None]:
         """Return the trial's adapter as the files of PEFT's format, and its `state` for a file."""
         with self._checkpointing:
-            files, state = self._owner.call(self._owner.checkpoint, trial_id, with_state=with_state)
+            files, state = self._owner.call_beside(self._owner.checkpoint, trial_id, with_state=with_state)
             return files, pickle.dumps(state) if state is not None else None
 
     def right_answers(self, trial_id: str) -> tuple[int, int]:

@@ -81,12 +81,16 @@ class LeanMlp(nn.Module):
 
 
 def make_lean(model: nn.Module) -> None:
-    """Replace in `model`, which an `AdapterBank` has frozen, the norms and MLPs that have a leaner form."""
+    """Replace in `model`, which an `AdapterBank` has frozen, the layers that have a leaner form."""
     for name, module in list(model.named_modules()):
         if isinstance(module, NORMS) and _is_invertible(module.weight):
             model.set_submodule(name, LeanRmsNorm(module).train(module.training))
         elif isinstance(module, MLPS) and _is_gated(module):
             model.set_submodule(name, LeanMlp(module).train(module.training))
+    if getattr(model, "is_quantized", False):
+        from cluster.models.frozen_product import free_quantized  # it loads bitsandbytes, a second's work
+
+        free_quantized(model)
 
 
 def _is_invertible(weight: torch.Tensor) -> bool:
