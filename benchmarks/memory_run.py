@@ -3,13 +3,21 @@
 Samples are as long as the plan allows and every token has a label: what a plan has to cover.
 """
 
+import functools
 import json
 import os
 import random
 import sys
+import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
+import psutil
+
+Result = TypeVar("Result")
+INTERVAL_S = 0.02
 R = 8
 NUM_STEPS = 2
 """The second one has the optimizer's state from its beginning."""
@@ -40,6 +48,7 @@ class MemoryNumbers:
 
     importing: int
     loading: int
+    """Without the pages of the checkpoint that is being quantized: the system takes them back when it needs them."""
     training: int
 
 
@@ -52,6 +61,24 @@ def peak_bytes() -> int:
     peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     Path("/proc/self/clear_refs").write_text("5")
     return int(peak.split()[1]) * 1024
+
+
+def peak_beside_files(work: Callable[[], Result]) -> tuple[Result, int]:
+    """Return what `work` returns, and the largest resident size that was seen meanwhile, mapped weights left out."""
+    sizes, is_over = [0], threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(INTERVAL_S):
+            maps = psutil.Process().memory_maps()
+            sizes.append(sum(one.rss for one in maps if not one.path.endswith(".safetensors")))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        return work(), max(sizes)
+    finally:
+        is_over.set()
+        watcher.join()
 
 
 def train(settings: MemorySettings) -> MemoryNumbers:
@@ -71,8 +98,10 @@ def train(settings: MemorySettings) -> MemoryNumbers:
     importing = peak_bytes()
     job = job_of(settings)
     accelerator = accelerator_for(job)
-    base = load_base(job.card, precision=job.precision, compute_dtype=torch.float32)
-    loading = peak_bytes()
+    load = functools.partial(load_base, job.card, precision=job.precision, compute_dtype=torch.float32)
+    base, loading = peak_beside_files(load)
+    peak = peak_bytes()
+    loading = peak if job.precision == "fp32" else loading  # there the mapped file is the weights
     pack = build_pack(job, base.model, accelerator)
     for step in range(NUM_STEPS):
         train_step(pack, {0: step})
