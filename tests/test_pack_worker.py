@@ -231,7 +231,7 @@ def test_what_a_worker_gives_back_is_a_peft_adapter(card: ModelCard, tmp_path: P
     files, state = worker.checkpoint("a", with_state=False)
     assert state is None
     for name, content in files.items():
-        (tmp_path / name).write_bytes(content)
+        (tmp_path / name).write_bytes(content.data)
     bank = AdapterBank(load_base(card, precision="fp32").model, num_slots=1, max_r=4, target_modules=LINEARS)
     assert bank.load_slot(0, tmp_path).r == 4
 

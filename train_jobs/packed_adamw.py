@@ -30,7 +30,8 @@ class PackedAdamW(torch.optim.Optimizer):
 
     A group of parameters may be given as a dict with `is_lora_b`, for who sets the rates, and `ranks`, a list per
     parameter of each adapter's rank: what lies beyond is neither read nor written. With `keeps_grads`, gradients are
-    set to zero where adapters were active, and stay where they are.
+    set to zero where adapters were active, and stay where they are; so do weights and moments. Then `views`, a dict of
+    the group's own, keeps each adapter's parts of them.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class PackedAdamW(torch.optim.Optimizer):
             "is_lora_b": False,
             "ranks": None,
             "keeps_grads": False,
+            "views": None,
             "betas": betas,
             "eps": eps,
         }
@@ -59,10 +61,14 @@ class PackedAdamW(torch.optim.Optimizer):
         """Update the active adapters by their gradients."""
         for group in self.param_groups:
             for slot in _active(group):
+                if group["keeps_grads"] and all(p.dtype == torch.float32 for p in group["params"]):
+                    weights = _views(group, slot, "weights", lambda p: p.data)
+                    self._update(group, slot, weights, _grads(group, slot), self._moments(group, slot))
+                    continue
                 for entries in _at_a_time(_parts(group, slot)):
-                    self._update(group, slot, entries)
+                    self._update_entries(group, slot, entries)
 
-    def _update(self, group: dict[str, Any], slot: int, entries: Sequence[Entry]) -> None:
+    def _update_entries(self, group: dict[str, Any], slot: int, entries: Sequence[Entry]) -> None:
         weights, exact, grads, first, second = [], [], [], [], []
         for parameter, part in entries:
             assert parameter.grad is not None
@@ -72,12 +78,24 @@ class PackedAdamW(torch.optim.Optimizer):
             grads.append(part(parameter.grad).float())
             first.append(part(state["exp_avg"]))
             second.append(part(state["exp_avg_sq"]))
-        step = torch.tensor(float(group["num_steps"][slot]), device=weights[0].device)
+        self._update(group, slot, exact, grads, [first, second])
+        for weight, value in zip(weights, exact, strict=True):
+            if weight.dtype != value.dtype:
+                weight.copy_(value)
+
+    def _update(
+        self,
+        group: dict[str, Any],
+        slot: int,
+        exact: list[torch.Tensor],
+        grads: list[torch.Tensor],
+        moments: Sequence[list[torch.Tensor]],
+    ) -> None:
+        step = torch.tensor(float(group["num_steps"][slot]), device=exact[0].device)
         torch._fused_adamw_(  # what `torch.optim.AdamW(fused=True)` calls: one pass over memory
             exact,
             grads,
-            first,
-            second,
+            *moments,
             [],
             [step] * len(exact),
             lr=group["lr"][slot],
@@ -88,9 +106,12 @@ class PackedAdamW(torch.optim.Optimizer):
             amsgrad=False,
             maximize=False,
         )
-        for weight, value in zip(weights, exact, strict=True):
-            if weight.dtype != value.dtype:
-                weight.copy_(value)
+
+    def _moments(self, group: dict[str, Any], slot: int) -> list[list[torch.Tensor]]:
+        return [
+            _views(group, slot, name, lambda p, name=name: self._state_of(p)[name])  # type: ignore[misc]
+            for name in MOMENTS
+        ]
 
     def _state_of(self, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
         state: dict[str, torch.Tensor] = self.state[parameter]
@@ -132,7 +153,7 @@ class PackedAdamW(torch.optim.Optimizer):
             return
         for group in self.param_groups:
             for slot in _active(group):
-                torch._foreach_zero_([part(p.grad) for p, part in _parts(group, slot) if p.grad is not None])
+                torch._foreach_zero_(_grads(group, slot))
 
 
 def _zeros_like(parameter: nn.Parameter) -> torch.Tensor:
@@ -176,6 +197,27 @@ def _parts(group: dict[str, Any], slot: int) -> Iterator[Entry]:
             yield parameter, lambda tensor: tensor[slot]
 
 
+def _grads(group: dict[str, Any], slot: int) -> list[torch.Tensor]:
+    return _views(group, slot, "grads", lambda p: p.grad)
+
+
+def _views(
+    group: dict[str, Any], slot: int, name: str, whole: Callable[[nn.Parameter], torch.Tensor | None]
+) -> list[torch.Tensor]:
+    """Return the parts that adapter `slot` has of what `whole` gives for each parameter, where it gives something.
+
+    To make the parts costs more than to use them. They are kept under `name` until an adapter of other ranks comes.
+    """
+    if not group["keeps_grads"]:
+        return [part(tensor) for p, part in _parts(group, slot) if (tensor := whole(p)) is not None]
+    ranks = group["ranks"] and [of_slots[slot] for of_slots in group["ranks"]]
+    kept = group["views"].get((name, slot))
+    if kept is None or kept[0] != ranks:
+        parts = [part(tensor) for p, part in _parts(group, slot) if (tensor := whole(p)) is not None]
+        kept = group["views"][name, slot] = ranks, parts
+    return kept[1]  # type: ignore[no-any-return]
+
+
 @torch.no_grad()
 def clip_by_adapter(
     groups: Sequence[dict[str, Any]], max_norms: Sequence[float], slots: Sequence[int]
@@ -186,8 +228,7 @@ def clip_by_adapter(
     """
     norms = []
     for slot in slots:
-        parts = [(p.grad, part) for group in groups for p, part in _parts(group, slot)]
-        grads = [part(grad) for grad, part in parts if grad is not None]
+        grads = [grad for group in groups for grad in _grads(group, slot)]
         norm = float(torch.stack(torch._foreach_norm(grads)).norm())
         norms.append(norm)
         if (scale := max_norms[slot] / (norm + 1e-6)) < 1:

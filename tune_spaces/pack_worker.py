@@ -10,8 +10,10 @@ from concurrent.futures import Future
 from threading import Lock
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tune_spaces.shapes import Shape
-from tune_spaces.trial import TrialReport
+from tune_spaces.trial import FileContent, TrialReport
 
 if TYPE_CHECKING:
     from train_jobs.evaluate import Evaluation
@@ -46,7 +48,7 @@ class PackWorker:
         self,
         trial_id: str,
         adapter: "AdapterJob",
-        state: "TrialState | bytes | None" = None,
+        state: "TrialState | FileContent | None" = None,
         *,
         shape: Shape | None = None,
         instead_of: str | None = None,
@@ -55,7 +57,7 @@ class PackWorker:
 
         `shape` is one of `jobs`; None is that of the worker's own job. The trial `instead_of` leaves.
         """
-        begun = pickle.loads(state) if isinstance(state, bytes) else state  # noqa: S301 (the search's own)
+        begun = pickle.loads(state.data) if isinstance(state, np.ndarray) else state  # noqa: S301 (the search's own)
         return self._owner.call_beside(self._owner.enter, trial_id, adapter, begun, shape, instead_of)
 
     def leave(self, trial_id: str) -> None:
@@ -72,11 +74,11 @@ class PackWorker:
         """Return all that `enter` needs to go on with the trial elsewhere."""
         return self._owner.call(self._owner.state, trial_id)
 
-    def checkpoint(self, trial_id: str, *, with_state: bool) -> tuple[dict[str, bytes], bytes | None]:
+    def checkpoint(self, trial_id: str, *, with_state: bool) -> tuple[dict[str, FileContent], FileContent | None]:
         """Return the trial's adapter as the files of PEFT's format, and its `state` for a file."""
         with self._checkpointing:
             files, state = self._owner.call_beside(self._owner.checkpoint, trial_id, with_state=with_state)
-            return files, pickle.dumps(state) if state is not None else None
+            return files, None if state is None else np.frombuffer(pickle.dumps(state, protocol=5), np.uint8)
 
     def right_answers(self, trial_id: str) -> tuple[int, int]:
         """Return how many of the held-out questions a trial answers right, and how many there are."""

@@ -1,6 +1,7 @@
 """A Ray Tune trial that trains in a slot of a pack worker instead of a process of its own."""
 
 import logging
+import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +14,12 @@ from ray.tune.experiment import Trial
 
 from cluster.errors import UserError
 from tune_spaces.shared import Shared
-from tune_spaces.trial import DIVERGED_LOSS, TrialReport, entry_of
+from tune_spaces.trial import DIVERGED_LOSS, FileContent, TrialReport, entry_of
 from tune_spaces.trial_jobs import ADAPTER_FOLDER, adapter_job, size_metrics
 
 STATE_FILE = "state.pkl"
+NICER_THAN_WORKER = 4
+"""What trials write, up to hundreds of MiB at a time, takes turns with a pack that all others wait for."""
 
 
 class NoSlot(UserError, RuntimeError):
@@ -28,6 +31,7 @@ class PackedTrial(tune.Trainable):  # type: ignore[misc] # Ray's interface of a 
 
     def setup(self, config: Mapping[str, Any], shared: Shared) -> None:
         """Take a slot."""
+        os.nice(NICER_THAN_WORKER)
         for name in ("ray.tune", "ray.train"):
             logging.getLogger(name).setLevel(logging.WARNING)  # they would tell of every checkpoint
         self._shared = shared
@@ -63,7 +67,8 @@ class PackedTrial(tune.Trainable):  # type: ignore[misc] # Ray's interface of a 
         for name, content in files.items():
             (folder / ADAPTER_FOLDER / name).write_bytes(content)
         if goes_on:
-            (folder / STATE_FILE).write_bytes(pickle.dumps((self._step, state)))
+            with (folder / STATE_FILE).open("wb") as file:
+                pickle.dump((self._step, state), file, protocol=5)  # which writes an array without a copy
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Go on where the checkpoint was written, with the values this trial has now."""
@@ -78,7 +83,7 @@ class PackedTrial(tune.Trainable):  # type: ignore[misc] # Ray's interface of a 
             ray.get(self._worker.leave.remote(self._name))
             self._worker = None
 
-    def _enter(self, config: Mapping[str, Any], state: bytes | None = None) -> None:
+    def _enter(self, config: Mapping[str, Any], state: FileContent | None = None) -> None:
         """Take a slot: the one that this actor has, if it has one, in the same call that gives it back."""
         self._goes_on = True
         before, workers = self._name, self._shared.workers if self._worker is None else (self._worker,)

@@ -5,11 +5,16 @@ import secrets
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:  # it imports torch
     from train_jobs.pack import Pack
 
+FileContent: TypeAlias = npt.NDArray[np.uint8]
+"""Ray puts arrays into its store as they are, and bytes by way of two copies."""
 DIVERGED_LOSS = 1e9
 """Stands for infinity and for what is no number; schedulers and searchers cannot compare those."""
 

@@ -1,7 +1,9 @@
 """A trial between two steps, as it travels from one slot to another."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy.typing as npt
 import torch
 
 from train_jobs.pack import Pack
@@ -9,13 +11,16 @@ from train_jobs.pack import Pack
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialState:
-    """The weights and moments of one slot in the order of the bank's parameters, and how far it is."""
+    """The weights and moments of one slot in the order of the bank's parameters, and how far it is.
+
+    As arrays: pickle copies those once, and tensors several times.
+    """
 
     done: int
     """Optimizer steps."""
-    weights: tuple[torch.Tensor, ...]
-    exp_avg: tuple[torch.Tensor, ...]
-    exp_avg_sq: tuple[torch.Tensor, ...]
+    weights: tuple[npt.NDArray[Any], ...]
+    exp_avg: tuple[npt.NDArray[Any], ...]
+    exp_avg_sq: tuple[npt.NDArray[Any], ...]
 
 
 def take_state(pack: Pack, slot: int, *, done: int) -> TrialState:
@@ -37,7 +42,7 @@ def put_state(pack: Pack, slot: int, state: TrialState) -> None:
         (_moments(pack, slot, "exp_avg_sq"), state.exp_avg_sq),
     ):
         for place, value in zip(places, values, strict=True):
-            place.copy_(value)
+            place.copy_(torch.from_numpy(value))
 
 
 def _moments(pack: Pack, slot: int, name: str) -> list[torch.Tensor]:
@@ -45,5 +50,5 @@ def _moments(pack: Pack, slot: int, name: str) -> list[torch.Tensor]:
     return [found[parameter] for parameter in pack.bank.parameters() if parameter in found]
 
 
-def _copies(tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    return tuple(tensor.detach().cpu().clone() for tensor in tensors)
+def _copies(tensors: list[torch.Tensor]) -> tuple[npt.NDArray[Any], ...]:
+    return tuple(tensor.detach().cpu().clone().numpy() for tensor in tensors)

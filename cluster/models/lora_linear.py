@@ -131,7 +131,7 @@ def add_updates(
     """Add each block's `scaling * x A^T B` to `result` in place; return `scaling * x A^T`, [H]."""
     hidden = blocks.new_hidden(x)
     for (slot, r, scaling), rows, out in zip(blocks, blocks.split(x), blocks.split_hidden(hidden), strict=True):
-        torch.mm(rows, lora_a[slot, :r].T, out=out).mul_(scaling)
+        torch.addmm(out, rows, lora_a[slot, :r].T, beta=0, alpha=scaling, out=out)  # beta 0: `out` is not read
     _add_products(result, hidden, lora_b, blocks)
     return hidden
 
@@ -154,7 +154,7 @@ def update_grads(
     hiddens = zip(blocks.split_hidden(hidden), blocks.split_hidden(grad_hidden), strict=True)
     parts = zip(blocks, blocks.split(grad), blocks.split(x), hiddens, strict=True)
     for (slot, r, scaling), grad_k, x_k, (hidden_k, out) in parts:
-        torch.mm(grad_k, lora_b[slot, :r].T, out=out).mul_(scaling)
+        torch.addmm(out, grad_k, lora_b[slot, :r].T, beta=0, alpha=scaling, out=out)
         grad_a[slot, :r].addmm_(out.T, x_k)
         grad_b[slot, :r].addmm_(hidden_k.T, grad_k)
     return (grad_hidden, None, None) if blocks.grads else (grad_hidden, grad_a, grad_b)
