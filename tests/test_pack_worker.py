@@ -126,12 +126,15 @@ def test_who_comes_in_the_middle_of_a_round_goes_first_and_reports_with_all_who_
     def train(pack: Pack, steps: dict[int, int]) -> PackStep:
         if len(passes) == 3:
             is_second_round.set()
-        while worker._owner._work.qsize() < {0: 2, 3: 1}.get(
-            len(passes), 0
-        ):  # first two more ask for steps, then one enters
+        # in the first pass until all three have asked for steps, in the fourth until one more has come and asked
+        while num_asked() < {0: 3, 3: 4}.get(len(passes), 0):
             time.sleep(0.001)
         passes.append(sorted(steps))
         return train_step(pack, steps)
+
+    def num_asked() -> int:
+        trials = list(worker._owner._trials.values())
+        return worker._owner._work.qsize() + sum(trial.waiting is not None for trial in trials)
 
     def tell(trial: Trial, report: TrialReport) -> None:
         told.append(report.held_out_loss)

@@ -95,7 +95,8 @@ class PackedAdamW(torch.optim.Optimizer):
         torch._fused_adamw_(  # what `torch.optim.AdamW(fused=True)` calls: one pass over memory
             exact,
             grads,
-            *moments,
+            moments[0],
+            moments[1],
             [],
             [step] * len(exact),
             lr=group["lr"][slot],

@@ -57,8 +57,8 @@ class PackOwner:
         self._rounds = Rounds()
         self._arrivals = Arrivals(reduction_factor=reduction_factor)
         self._measured: Future[float] = Future()
-        # OpenMP's threads wait for work without sleep, unless there are more of them than cores: who computes beside the
-        # owner does it alone, or every pass from then on takes 1.4 times as long.
+        # OpenMP's threads wait for work without sleep, unless there are more of them than cores: who computes beside
+        # the owner does it alone, or every pass from then on takes 1.4 times as long.
         self._desk = ThreadPoolExecutor(1, "desk", torch.set_num_threads, (1,))
         self._desk.submit(torch.get_num_threads).result()  # the next thread that sets it sets it for those after
         threading.Thread(target=self._own, daemon=True, name="pack").start()
