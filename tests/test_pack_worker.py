@@ -143,7 +143,7 @@ def test_who_comes_in_the_middle_of_a_round_goes_first_and_reports_with_all_who_
     tell_them = Trial.tell
     monkeypatch.setattr(Trial, "tell", tell)
     monkeypatch.setattr(pack_owner, "train_step", train)
-    for limit in ("PASS_TOKENS", "SHORT_PASS_TOKENS", "FIRST_PASS_TOKENS"):  # each trial goes by itself
+    for limit in ("PASS_TOKENS", "SHORT_PASS_TOKENS"):  # each trial goes by itself
         monkeypatch.setattr(rounds, limit, 1)
     monkeypatch.setattr(pack_owner, "GRACE_S", 30)
     monkeypatch.setattr(arrivals, "LATE_S", 30)

@@ -3,6 +3,7 @@
 K = slots.
 """
 
+import importlib
 import queue
 import tempfile
 import threading
@@ -63,6 +64,7 @@ class PackOwner:
         self._desk.submit(torch.get_num_threads).result()  # the next thread that sets it sets it for those after
         threading.Thread(target=self._own, daemon=True, name="pack").start()
         self.call(lambda: None)
+        self._desk.submit(importlib.import_module, "peft")  # a second's work, which else the first checkpoint does
 
     @property
     def num_free(self) -> int:

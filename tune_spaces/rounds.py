@@ -10,8 +10,6 @@ from tune_spaces.trial import Trial
 SHORT_PASS_TOKENS = 256
 """Of all passes while Ray Tune decides on a trial, whose place may soon have a newcomer: who comes waits for the end of
 a pass."""
-FIRST_PASS_TOKENS = 512
-"""Of a pass with newcomers, who come in numbers: two trials' steps take little longer together than one."""
 
 
 class Rounds:
@@ -23,8 +21,11 @@ class Rounds:
         self._num_steps = 0
 
     def newcomers(self, trials: Iterable[Trial]) -> list[Trial]:
-        """Return those of `trials` that make their first step here in the next pass."""
-        return _first_pass([trial for trial in trials if trial.is_new], limit=FIRST_PASS_TOKENS)
+        """Return those of `trials` that make their first step here in the next pass.
+
+        After a rung many come at once: the more go together, the sooner the last of them is served.
+        """
+        return _first_pass([trial for trial in trials if trial.is_new], limit=PASS_TOKENS)
 
     def next_pass(self, trials: Collection[Trial]) -> list[Trial]:
         """Return those of `trials` that make a step in the next pass; none at the end of the round."""
