@@ -113,8 +113,9 @@ def test_population_based_training_hands_weights_and_moments_to_weak_trials(
     (control,) = [result for result in grid if result.config == {"learning_rate": IDLE}]
     begun = control.metrics["held_out_loss"]
     histories = [list(other.metrics_dataframe["held_out_loss"]) for other in grid if other.path != control.path]
-    first = sorted(history[0] for history in histories)
-    assert first[1] == pytest.approx(begun, abs=0.01), "one trial learned nothing to its first report,"
-    assert first[0] < begun - 0.1, "and the other one a lot;"
-    assert all(history[-1] < first[0] + 0.01 for history in histories), "in the end both have what the strong one had"
+    # What the weak one's first report says depends on when it takes over.
+    strong = min(history[0] for history in histories)
+    assert strong < begun - 0.1, "one trial learned a lot to its first report;"
+    assert all(history[-1] < strong + 0.01 for history in histories), "in the end both have what the strong one had,"
+    assert list((tmp_path / "pbt").rglob("pbt_global.txt")), "as one of them took it over"
     assert all(result.metrics["step"] == NUM_STEPS for result in grid)

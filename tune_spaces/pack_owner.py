@@ -39,8 +39,8 @@ GRACE_S = 0.5
 class PackOwner:
     """One thread owns the pack. Other threads hand it what is to be done there, by `call`, and wait.
 
-    That is done between two passes through the base. A trial for which nobody waits is in no pass: it comes, is read
-    and goes beside one, by `call_beside`. Trials of one shape go together, those of another after them.
+    That is done between two passes through the base. A trial for which nobody waits is in no pass: it is read beside
+    one, by `call_beside`. Trials of one shape go together, those of another after them.
     """
 
     def __init__(
@@ -52,8 +52,6 @@ class PackOwner:
         self._size = size
         self._work: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._trials: dict[str, Trial] = {}
-        self._resting = threading.Lock()
-        """Held by who makes a trial wait for steps, or takes one away for which nobody waits."""
         self._slots = Slots(size.num_slots)
         self._rounds = Rounds()
         self._arrivals = Arrivals(reduction_factor=reduction_factor)
@@ -76,7 +74,7 @@ class PackOwner:
         return self._ask_for(function, *arguments, **named).result()
 
     def call_beside(self, function: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
-        """Run `function` without waiting for the end of a pass: `enter`, `leave` or `checkpoint`."""
+        """Run `function`, which is `checkpoint`, without waiting for the end of a pass."""
         return self._desk.submit(function, *arguments, **named).result()
 
     def measured_step_s(self) -> float:
@@ -95,7 +93,7 @@ class PackOwner:
 
         An entry of the same trial under another id goes: whoever made it has yet to notice that the trial moved on.
         """
-        for before in [other for other in list(self._trials) if other == instead_of or is_same_trial(other, trial_id)]:
+        for before in [other for other in self._trials if other == instead_of or is_same_trial(other, trial_id)]:
             self.leave(before)
         slot = self._slots.take()
         if slot is None:
@@ -113,24 +111,18 @@ class PackOwner:
 
     def leave(self, trial_id: str) -> None:
         """Free the trial's slot; a trial that is not here is no problem."""
-        with self._resting:
-            trial = self._trials.get(trial_id)
-            is_resting = trial is not None and trial.waiting is None
-            if is_resting:
-                del self._trials[trial_id]
-        if trial is not None:
-            if is_resting:
-                self._empty(trial)
-                self._ask_for(self._arrivals.hear, trial)
-            else:  # it may be in the pass under way
-                self.call(self._send_away, trial_id)
+        if trial := self._trials.pop(trial_id, None):
+            self._arrivals.drop(trial)
+            self._pack.leave(trial.slot)
+            self._slots.give_back(trial.slot)
+            # Else it would wait for ever, and with it whoever wants its process next.
+            trial.fail(TrialLeft(f"Trial {trial_id} has left this worker."))
 
     def ask(self, trial_id: str, until: int, waiting: "Future[TrialReport]") -> None:
         """Let the trial make steps up to `until`, then tell `waiting` how it does."""
-        with self._resting:
-            trial = self._trials[trial_id]
-            trial.until, trial.waiting = until, waiting
+        trial = self._trials[trial_id]
         self._arrivals.hear(trial)
+        trial.until, trial.waiting = until, waiting
 
     def state(self, trial_id: str) -> TrialState:
         """Return all that `enter` needs to go on with the trial elsewhere."""
@@ -158,17 +150,6 @@ class PackOwner:
         done: Future[Result] = Future()
         self._work.put((partial(function, *arguments, **named), done))
         return done
-
-    def _send_away(self, trial_id: str) -> None:
-        if trial := self._trials.pop(trial_id, None):
-            self._arrivals.drop(trial)
-            self._empty(trial)
-            # Else it would wait for ever, and with it whoever wants its process next.
-            trial.fail(TrialLeft(f"Trial {trial_id} has left this worker."))
-
-    def _empty(self, trial: Trial) -> None:
-        self._pack.leave(trial.slot)
-        self._slots.give_back(trial.slot)
 
     def _own(self) -> None:
         try:
@@ -212,7 +193,7 @@ class PackOwner:
                 done.set_exception(error)
 
     def _patience_s(self) -> float:
-        trials = list(self._trials.values())  # trials come and go beside this thread
+        trials = self._trials.values()
         if self._arrivals.is_measuring or any(trial.is_new for trial in trials):
             return 0
         if any(trial.is_training or trial.is_at_rung for trial in trials):
@@ -221,7 +202,7 @@ class PackOwner:
 
     def _make_a_pass(self) -> None:
         """Train newcomers; else measure those at their rung; else train the next ones of the round."""
-        trials = list(self._trials.values())
+        trials = self._trials.values()
         if new := self._rounds.newcomers(trials):
             self._train(new)
         elif self._arrivals.is_measuring:

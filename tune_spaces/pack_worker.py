@@ -58,11 +58,11 @@ class PackWorker:
         `shape` is one of `jobs`; None is that of the worker's own job. The trial `instead_of` leaves.
         """
         begun = pickle.loads(state.data) if isinstance(state, np.ndarray) else state  # noqa: S301 (the search's own)
-        return self._owner.call_beside(self._owner.enter, trial_id, adapter, begun, shape, instead_of)
+        return self._owner.call(self._owner.enter, trial_id, adapter, begun, shape, instead_of)
 
     def leave(self, trial_id: str) -> None:
         """Free the trial's slot; a trial that is not here is no problem."""
-        self._owner.call_beside(self._owner.leave, trial_id)
+        self._owner.call(self._owner.leave, trial_id)
 
     def advance(self, trial_id: str, until: int) -> TrialReport:
         """Train the trial together with all others up to its step `until`, and return how it does."""
