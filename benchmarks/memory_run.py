@@ -3,20 +3,17 @@
 Samples are as long as the plan allows and every token has a label: what a plan has to cover.
 """
 
-import functools
 import json
 import os
 import random
 import sys
-import threading
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import psutil
 
-Result = TypeVar("Result")
+from benchmarks.processes import peak_of
+
 INTERVAL_S = 0.02
 R = 8
 NUM_STEPS = 2
@@ -63,22 +60,9 @@ def peak_bytes() -> int:
     return int(peak.split()[1]) * 1024
 
 
-def peak_beside_files(work: Callable[[], Result]) -> tuple[Result, int]:
-    """Return what `work` returns, and the largest resident size that was seen meanwhile, mapped weights left out."""
-    sizes, is_over = [0], threading.Event()
-
-    def watch() -> None:
-        while not is_over.wait(INTERVAL_S):
-            maps = psutil.Process().memory_maps()
-            sizes.append(sum(one.rss for one in maps if not one.path.endswith(".safetensors")))
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        return work(), max(sizes)
-    finally:
-        is_over.set()
-        watcher.join()
+def bytes_beside_weights() -> int:
+    """Return the resident size of the process without the files of weights that are mapped."""
+    return sum(one.rss for one in psutil.Process().memory_maps() if not one.path.endswith(".safetensors"))
 
 
 def train(settings: MemorySettings) -> MemoryNumbers:
@@ -98,10 +82,10 @@ def train(settings: MemorySettings) -> MemoryNumbers:
     importing = peak_bytes()
     job = job_of(settings)
     accelerator = accelerator_for(job)
-    load = functools.partial(load_base, job.card, precision=job.precision, compute_dtype=torch.float32)
-    base, loading = peak_beside_files(load)
-    peak = peak_bytes()
-    loading = peak if job.precision == "fp32" else loading  # there the mapped file is the weights
+    with peak_of(bytes_beside_weights, interval_s=INTERVAL_S) as firm:
+        base = load_base(job.card, precision=job.precision, compute_dtype=torch.float32)
+    with_files = peak_bytes()
+    loading = with_files if job.precision == "fp32" else firm.num_bytes  # there the mapped file is the weights
     pack = build_pack(job, base.model, accelerator)
     for step in range(NUM_STEPS):
         train_step(pack, {0: step})

@@ -1,8 +1,8 @@
 """The memory of a program with all of its processes."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import psutil
@@ -19,14 +19,19 @@ class Peak:
     num_bytes: int = 0
 
 
-@contextmanager
-def peak_of_processes() -> Iterator[Peak]:
+def peak_of_processes() -> AbstractContextManager[Peak]:
     """Watch this process and all that descend from it; what several share is counted once."""
+    return peak_of(_resident_bytes, interval_s=INTERVAL_S)
+
+
+@contextmanager
+def peak_of(num_bytes: Callable[[], int], *, interval_s: float) -> Iterator[Peak]:
+    """Watch what `num_bytes` returns."""
     peak, is_over = Peak(), threading.Event()
 
     def watch() -> None:
-        while not is_over.wait(INTERVAL_S):
-            peak.num_bytes = max(peak.num_bytes, _resident_bytes())
+        while not is_over.wait(interval_s):
+            peak.num_bytes = max(peak.num_bytes, num_bytes())
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

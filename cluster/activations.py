@@ -68,8 +68,12 @@ class Pass:
         return self.lora is not None and is_plain and "down_proj" in self.lora.target_modules
 
     def is_trained(self, *linears: str) -> bool:
-        """Return whether one of `linears` learns or carries an adapter, and so keeps what it is given; int8 does so."""
-        return self.lora is None or self.precision == "int8" or any(x in self.lora.target_modules for x in linears)
+        """Return whether one of `linears` learns or carries an adapter, and so keeps what it is given.
+
+        bitsandbytes' 8-bit layers always do; under DeepSpeed they stay its own (`cluster.models.frozen_product`).
+        """
+        keeps_anyway = self.precision == "int8" and self.has_deepspeed
+        return self.lora is None or keeps_anyway or any(x in self.lora.target_modules for x in linears)
 
 
 def activation_bytes(one: Pass) -> int:

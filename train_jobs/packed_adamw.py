@@ -29,9 +29,9 @@ class PackedAdamW(torch.optim.Optimizer):
     updates are smaller than what 16 bits can tell apart.
 
     A group of parameters may be given as a dict with `is_lora_b`, for who sets the rates, and `ranks`, a list per
-    parameter of each adapter's rank: what lies beyond is neither read nor written. With `keeps_grads`, gradients are
-    set to zero where adapters were active, and stay where they are; so do weights and moments. Then `views`, a dict of
-    the group's own, keeps each adapter's parts of them.
+    parameter of each adapter's rank: what lies beyond is neither read nor written. With `views`, an empty dict of
+    the group's own, float32 weights, their moments and their gradients, set to zero where adapters were active, stay
+    where they are; the dict keeps each adapter's parts of them.
     """
 
     def __init__(
@@ -49,7 +49,6 @@ class PackedAdamW(torch.optim.Optimizer):
             "active": [True] * num_slots,
             "is_lora_b": False,
             "ranks": None,
-            "keeps_grads": False,
             "views": None,
             "betas": betas,
             "eps": eps,
@@ -61,7 +60,7 @@ class PackedAdamW(torch.optim.Optimizer):
         """Update the active adapters by their gradients."""
         for group in self.param_groups:
             for slot in _active(group):
-                if group["keeps_grads"] and all(p.dtype == torch.float32 for p in group["params"]):
+                if group["views"] is not None:
                     weights = _views(group, slot, "weights", lambda p: p.data)
                     self._update(group, slot, weights, _grads(group, slot), self._moments(group, slot))
                     continue
@@ -123,12 +122,6 @@ class PackedAdamW(torch.optim.Optimizer):
                 state["fp32"] = parameter.detach().float()
         return state
 
-    def place_moments(self) -> None:
-        """Give every parameter its moments now: while one adapter trains, another's may be read, set or reset."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                self._state_of(parameter)
-
     def slot_moments(self, slot: int, name: str) -> dict[nn.Parameter, torch.Tensor]:
         """Return moment `name` of adapter `slot` by parameter, for reading and writing."""
         return {
@@ -149,7 +142,7 @@ class PackedAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 (torch's)
         """Forget the gradients of all adapters, or where their place is kept, of those that were active."""
-        if not any(group["keeps_grads"] for group in self.param_groups):
+        if not any(group["views"] is not None for group in self.param_groups):
             super().zero_grad(set_to_none)
             return
         for group in self.param_groups:
@@ -209,7 +202,7 @@ def _views(
 
     To make the parts costs more than to use them. They are kept under `name` until an adapter of other ranks comes.
     """
-    if not group["keeps_grads"]:
+    if group["views"] is None:
         return [part(tensor) for p, part in _parts(group, slot) if (tensor := whole(p)) is not None]
     ranks = group["ranks"] and [of_slots[slot] for of_slots in group["ranks"]]
     kept = group["views"].get((name, slot))

@@ -71,7 +71,7 @@ def train_step(pack: Pack, steps: Mapping[int, int]) -> PackStep:
                         block_sums = pack.module(batch)
                         accelerator.backward((block_sums / num_trained[part.start : part.stop]).sum() * factor)
                     sums[part.start : part.stop] += block_sums.detach()
-                    del block_sums  # and its graph: bitsandbytes' 8-bit layers keep their inputs as long as it is there
+                    del block_sums  # and its graph, with all that a layer may keep in it by itself
             if accelerator.sync_gradients:
                 pack.complete_gradients()
                 norms = _clip(pack, active)

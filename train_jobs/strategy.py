@@ -92,7 +92,7 @@ def prepare(job: TrainJob, accelerator: Accelerator, loss: PackLoss, bank: Adapt
         bank.place_grads()
         for group, of_bank in zip(adamw.param_groups, bank.groups(), strict=True):
             # accelerate copies groups; ranks have to be those of the adapters that will come and go.
-            group |= {"keeps_grads": True, "views": {}, "ranks": of_bank["ranks"]}
+            group |= {"views": {}, "ranks": of_bank["ranks"]}
     return Prepared(module=module, adamw=adamw, optimizer=optimizer)
 
 

@@ -4,6 +4,7 @@ K = slots.
 """
 
 import importlib
+import pickle
 import queue
 import tempfile
 import threading
@@ -26,7 +27,6 @@ from train_jobs.step import train_step
 from tune_spaces.arrivals import LATE_S, Arrivals
 from tune_spaces.rounds import Rounds
 from tune_spaces.shapes import Shape
-from tune_spaces.slots import Slots
 from tune_spaces.trial import FileContent, Trial, TrialLeft, TrialReport, is_same_trial
 from tune_spaces.trial_state import TrialState, put_state, take_state
 
@@ -52,10 +52,10 @@ class PackOwner:
         self._size = size
         self._work: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._trials: dict[str, Trial] = {}
-        self._slots = Slots(size.num_slots)
         self._rounds = Rounds()
         self._arrivals = Arrivals(reduction_factor=reduction_factor)
         self._measured: Future[float] = Future()
+        # One at a time: on its way to a file, the state of a large adapter is there several times. And with one thread:
         # OpenMP's threads wait for work without sleep, unless there are more of them than cores: who computes beside
         # the owner does it alone, or every pass from then on takes 1.4 times as long.
         self._desk = ThreadPoolExecutor(1, "desk", torch.set_num_threads, (1,))
@@ -67,7 +67,7 @@ class PackOwner:
     @property
     def num_free(self) -> int:
         """Return how many more trials fit."""
-        return self._slots.num_free
+        return self._size.num_slots - len(self._trials)
 
     def call(self, function: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
         """Run `function` on the thread, between two passes, and return what it does; a method of this, above all."""
@@ -95,18 +95,16 @@ class PackOwner:
         """
         for before in [other for other in self._trials if other == instead_of or is_same_trial(other, trial_id)]:
             self.leave(before)
-        slot = self._slots.take()
-        if slot is None:
+        free = self._free_slots()
+        if not free:
             return False
-        try:
-            pack = self._pack if shape is None else self._packs[shape]
-            pack.enter(slot, adapter)
-            if state is not None:
-                put_state(self._pack, slot, state)
-        except BaseException:
-            self._slots.give_back(slot)
-            raise
-        self._trials[trial_id] = Trial(slot=slot, pack=pack, done=state.done if state else 0)
+        pack = self._pack if shape is None else self._packs[shape]
+        pack.enter(free[0], adapter)
+        trial = Trial(slot=free[0], pack=pack)
+        if state is not None:
+            put_state(self._pack, free[0], state)
+            trial.done = state.done
+        self._trials[trial_id] = trial
         return True
 
     def leave(self, trial_id: str) -> None:
@@ -114,7 +112,6 @@ class PackOwner:
         if trial := self._trials.pop(trial_id, None):
             self._arrivals.drop(trial)
             self._pack.leave(trial.slot)
-            self._slots.give_back(trial.slot)
             # Else it would wait for ever, and with it whoever wants its process next.
             trial.fail(TrialLeft(f"Trial {trial_id} has left this worker."))
 
@@ -129,10 +126,15 @@ class PackOwner:
         trial = self._trials[trial_id]
         return take_state(self._pack, trial.slot, done=trial.done)
 
-    def checkpoint(self, trial_id: str, *, with_state: bool) -> tuple[dict[str, FileContent], TrialState | None]:
-        """Return the trial's adapter as the files of PEFT's format, and its `state` if asked for."""
-        self._ask_for(self._arrivals.hear, self._trials[trial_id])
-        return self._adapter_files(self._trials[trial_id].slot), self.state(trial_id) if with_state else None
+    def checkpoint(self, trial_id: str, *, with_state: bool) -> tuple[dict[str, FileContent], FileContent | None]:
+        """Return the trial's adapter as the files of PEFT's format, and its `state` as one if asked for."""
+        trial = self._trials[trial_id]
+        self._ask_for(self._arrivals.hear, trial)
+        files = self._adapter_files(trial.slot)
+        state = np.frombuffer(pickle.dumps(self.state(trial_id), protocol=5), np.uint8) if with_state else None
+        if self._trials.get(trial_id) is not trial:  # it left meanwhile, and what was read may be another's
+            raise TrialLeft(f"Trial {trial_id} has left this worker.")
+        return files, state
 
     def evaluation(self, trial_id: str | None) -> Evaluation:
         """Return held-out loss and answers of a trial, or of the bare base."""
@@ -172,15 +174,16 @@ class PackOwner:
         base = load_base(job.card, precision=job.precision, compute_dtype=dtype, device=accelerator.device)
         self._tokenizer = base.tokenizer
         self._pack = build_pack(job, base.model, accelerator, size=self._size)
-        self._pack.adamw.place_moments()
         self._packs = {shape: self._pack.with_batches_of(other) for shape, other in self._jobs.items()}
 
     def _do_work(self) -> None:
         """Do what is asked for; wait while nothing trains, and for a moment for trials that are being decided on.
 
-        Nobody's first step waits for work that has yet to come.
+        Nobody's first step waits for more work to come.
         """
-        while True:
+        is_first = True
+        while is_first or not any(trial.is_new for trial in self._trials.values()):
+            is_first = False
             self._arrivals.release()
             patience_s = self._patience_s()
             try:
@@ -238,14 +241,16 @@ class PackOwner:
             return {path.name: np.fromfile(path, np.uint8) for path in Path(name).iterdir()}
 
     def _through(self, files: Mapping[str, bytes], measure: Callable[[int], Result]) -> Result:
-        slot = self._slots.take()
-        assert slot is not None, "a free slot"
+        slot = self._free_slots()[0]
+        with tempfile.TemporaryDirectory() as name:
+            for file, content in files.items():
+                (Path(name) / file).write_bytes(content)
+            self._pack.adapters.load_slot(slot, Path(name))
         try:
-            with tempfile.TemporaryDirectory() as name:
-                for file, content in files.items():
-                    (Path(name) / file).write_bytes(content)
-                self._pack.adapters.load_slot(slot, Path(name))
             return measure(slot)
         finally:
             self._pack.adapters.clear_slot(slot)
-            self._slots.give_back(slot)
+
+    def _free_slots(self) -> list[int]:
+        taken = {trial.slot for trial in self._trials.values()}
+        return [slot for slot in range(self._size.num_slots) if slot not in taken]

@@ -7,7 +7,6 @@ code, three seconds and 400 MiB, stay in `tune_spaces.pack_owner`.
 import pickle
 from collections.abc import Mapping
 from concurrent.futures import Future
-from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,8 +36,6 @@ class PackWorker:
         from tune_spaces.pack_owner import PackOwner
 
         self._owner = PackOwner(job, size, reduction_factor=reduction_factor, jobs=jobs)
-        self._checkpointing = Lock()
-        """One at a time: on its way to a file, the state of a large adapter is there several times."""
 
     def free_slots(self) -> int:
         """Return how many more trials fit."""
@@ -76,9 +73,7 @@ class PackWorker:
 
     def checkpoint(self, trial_id: str, *, with_state: bool) -> tuple[dict[str, FileContent], FileContent | None]:
         """Return the trial's adapter as the files of PEFT's format, and its `state` for a file."""
-        with self._checkpointing:
-            files, state = self._owner.call_beside(self._owner.checkpoint, trial_id, with_state=with_state)
-            return files, None if state is None else np.frombuffer(pickle.dumps(state, protocol=5), np.uint8)
+        return self._owner.call_beside(self._owner.checkpoint, trial_id, with_state=with_state)
 
     def right_answers(self, trial_id: str) -> tuple[int, int]:
         """Return how many of the held-out questions a trial answers right, and how many there are."""

@@ -8,8 +8,8 @@ from train_jobs.step import pass_tokens
 from tune_spaces.trial import Trial
 
 SHORT_PASS_TOKENS = 256
-"""Of all passes while Ray Tune decides on a trial, whose place may soon have a newcomer: who comes waits for the end of
-a pass."""
+"""Of a pass with newcomers, and of all while Ray Tune decides on a trial, whose place may soon have a newcomer: who
+comes waits for the end of a pass."""
 
 
 class Rounds:
@@ -21,11 +21,8 @@ class Rounds:
         self._num_steps = 0
 
     def newcomers(self, trials: Iterable[Trial]) -> list[Trial]:
-        """Return those of `trials` that make their first step here in the next pass.
-
-        After a rung many come at once: the more go together, the sooner the last of them is served.
-        """
-        return _first_pass([trial for trial in trials if trial.is_new], limit=PASS_TOKENS)
+        """Return those of `trials` that make their first step here in the next pass."""
+        return _first_pass([trial for trial in trials if trial.is_new], limit=SHORT_PASS_TOKENS)
 
     def next_pass(self, trials: Collection[Trial]) -> list[Trial]:
         """Return those of `trials` that make a step in the next pass; none at the end of the round."""
