@@ -35,13 +35,12 @@ class FolderStore:
 
     def folders(self, path: str = "") -> list[str]:
         """Return the names of the finished folders in `path`, sorted; none where `path` does not exist."""
-        infos = self._fs.get_file_info(fs.FileSelector(self.uri(path).rstrip("/"), allow_not_found=True))
+        infos = self._list(path)
         return sorted(i.base_name for i in infos if i.type == fs.FileType.Directory and not i.base_name.startswith("."))
 
     def files(self, path: str = "") -> dict[str, tuple[int, int]]:
         """Return the files in the folder `path` by name: time of the last change in ns, and size in bytes."""
-        infos = self._fs.get_file_info(fs.FileSelector(self.uri(path).rstrip("/"), allow_not_found=True))
-        return {i.base_name: (i.mtime_ns or 0, i.size) for i in infos if i.type == fs.FileType.File}
+        return {i.base_name: (i.mtime_ns or 0, i.size) for i in self._list(path) if i.type == fs.FileType.File}
 
     def exists(self, path: str) -> bool:
         """Return whether there is a file or folder at `path`."""
@@ -54,12 +53,20 @@ class FolderStore:
             infos = self._fs.get_file_info([self.uri(f"{path}/{name}/{file}") for name in names])
             return [name for name, info in zip(names, infos, strict=True) if info.type == fs.FileType.File]
         # One listing of all there is below takes a request per thousand files; asking for each file takes one each.
-        base = self.uri(path).rstrip("/")
-        found = self._fs.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True))
-        depth = base.strip("/").count("/") + 2
-        paths = [i.path.strip("/") for i in found if i.base_name == file]
+        depth = self.uri(path).strip("/").count("/") + 2
+        paths = [i.path.strip("/") for i in self._list(path, recursive=True) if i.base_name == file]
         names = [p.split("/")[-2] for p in paths if p.count("/") == depth]
         return sorted(name for name in names if not name.startswith("."))
+
+    def _list(self, path: str, *, recursive: bool = False) -> list[fs.FileInfo]:
+        """Return what lies in the folder `path`; nothing where there is no such folder."""
+        selector = fs.FileSelector(self.uri(path).rstrip("/"), recursive=recursive, allow_not_found=True)
+        try:
+            return list(self._fs.get_file_info(selector))
+        except FileNotFoundError:
+            # A disk is asked whether the folder exists after it could not be listed; one made between the two is an
+            # error in spite of `allow_not_found`.
+            return []
 
     def stamp(self, path: str) -> Hashable | None:
         """Return what changes with the file at `path`, at the latest after `REMOTE_STAMP_S`; None without a file."""

@@ -23,6 +23,7 @@ from cluster.registry import (
     RegistryUnwritable,
     UnknownAdapter,
 )
+from cluster.store import FolderStore
 
 
 @pytest.fixture
@@ -143,6 +144,21 @@ def test_many_writers_get_a_version_each(registry: Registry, adapter: Path) -> N
     with ThreadPoolExecutor(8) as pool:
         versions = list(pool.map(lambda _: registry.add(adapter, manifest(), promote=False).version, range(16)))
     assert sorted(versions) == list(range(1, 17))
+
+
+def test_a_folder_that_comes_and_goes_is_listed_or_is_not(tmp_path: Path) -> None:
+    """As when the first version of an adapter is registered while somebody lists the registry."""
+    store, over = FolderStore(tmp_path), time.monotonic() + 1.0
+
+    def come_and_go() -> None:
+        while time.monotonic() < over:
+            (tmp_path / "shop").mkdir()
+            (tmp_path / "shop").rmdir()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(come_and_go)
+        while time.monotonic() < over:
+            assert store.folders("shop") == []
 
 
 def test_a_store_that_cannot_be_written_keeps_the_adapter(registry: Registry, adapter: Path, tmp_path: Path) -> None:
