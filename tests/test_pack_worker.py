@@ -4,7 +4,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 
@@ -163,6 +163,32 @@ def test_who_comes_in_the_middle_of_a_round_goes_first_and_reports_with_all_who_
     assert passes[4] == [3], "in the middle of the second round"
     assert sorted(passes[3:]) == [[0], [1], [2], [3]]
     assert told == [sorted(told)[place] for place in (1, 0, 2, 3)], "the better half first, as release_order has it"
+
+
+def test_who_ends_has_a_successor_at_work_before_the_next_one_reports(
+    card: ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrivals, "LATE_S", 30)
+    worker = worker_of(card, num_slots=3)
+    names = ["a", "b", "c"]
+    for number, name in enumerate(names):
+        assert worker.enter(name, adapter(number))
+    with ThreadPoolExecutor(4) as pool:
+        reports = {pool.submit(worker.advance, name, 2): name for name in names}
+
+        def next_to_report() -> str:
+            done = next(as_completed(reports, timeout=30))
+            return reports.pop(done)
+
+        ends = next_to_report()
+        worker.checkpoint(ends, with_state=False)
+        for _ in range(3):  # each would let another one report
+            worker.leave("nobody")
+        assert not any(report.done() for report in reports)
+        assert worker.enter("d", adapter(3), instead_of=ends)
+        goes_on = next_to_report()
+        worker.checkpoint(goes_on, with_state=True)
+        next_to_report()
 
 
 def test_a_full_worker_takes_no_more_and_a_freed_slot_is_given_again(card: ModelCard) -> None:

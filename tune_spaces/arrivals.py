@@ -9,8 +9,8 @@ from train_jobs.pack import Pack
 from tune_spaces.halving import release_order
 from tune_spaces.trial import DIVERGED_LOSS, Trial, TrialReport
 
-LATE_S = 0.5
-"""When the next trial reports, though Ray Tune has yet to say that it knows of the one before."""
+LATE_S = 1.0
+"""When the next trial reports, though Ray Tune has yet to say what becomes of the one before."""
 
 
 class Arrivals:
@@ -41,7 +41,7 @@ class Arrivals:
         self._together = list(trials)
 
     def hear(self, trial: Trial) -> None:
-        """Note that Ray Tune has compared the trial with others: it asks for more, or for what it has to keep."""
+        """Note what became of the trial: it goes on, or has left its place."""
         if trial is self._last:
             self._last = None
 
@@ -75,7 +75,11 @@ class Arrivals:
         self._together, self._passes = [], None
 
     def release(self) -> None:
-        """Let the next trial report, once the one before has been heard or is late: schedulers see them in order."""
+        """Let the next trial report, once the one before has been heard or is late.
+
+        Schedulers see them in order; and who is to take the place of one that ends makes its first step before more
+        places are given, since trials that come at once wait for each other.
+        """
         is_late = time.monotonic() - self._released_s > LATE_S
         if self._measured and (self._last is None or is_late):
             self._last, report = self._measured.popleft()

@@ -129,7 +129,8 @@ class PackOwner:
     def checkpoint(self, trial_id: str, *, with_state: bool) -> tuple[dict[str, FileContent], FileContent | None]:
         """Return the trial's adapter as the files of PEFT's format, and its `state` as one if asked for."""
         trial = self._trials[trial_id]
-        self._ask_for(self._arrivals.hear, trial)
+        if with_state:  # else it ends: the next report waits until somebody has its place
+            self._ask_for(self._arrivals.hear, trial)
         files = self._adapter_files(trial.slot)
         state = np.frombuffer(pickle.dumps(self.state(trial_id), protocol=5), np.uint8) if with_state else None
         if self._trials.get(trial_id) is not trial:  # it left meanwhile, and what was read may be another's
