@@ -24,9 +24,9 @@ class PackedAdamW(torch.optim.Optimizer):
 
     Each of `param_groups` holds a list per adapter: `lr`, `weight_decay` and `num_steps`, the step that its run makes,
     counting from 1. The caller sets them, since ZeRO-3 calls `step` several times a step, for some of the parameters
-    each. An adapter that is not `active` rests: its weights stay. With K = 1 the shape does not matter, so
-    DeepSpeed's flattened shards pass too. Of weights in 16 bit an fp32 copy is kept, since most
-    updates are smaller than what 16 bits can tell apart.
+    each. By `grad_scale`, which `clip_by_adapter` sets, gradients are divided on their way. An adapter that is not
+    `active` rests: its weights stay. With K = 1 the shape does not matter, so DeepSpeed's flattened shards pass too. Of
+    weights in 16 bit an fp32 copy is kept, since most updates are smaller than what 16 bits can tell apart.
 
     A group of parameters may be given as a dict with `is_lora_b`, for who sets the rates, and `ranks`, a list per
     parameter of each adapter's rank: what lies beyond is neither read nor written. With `views`, an empty dict of
@@ -46,6 +46,7 @@ class PackedAdamW(torch.optim.Optimizer):
             "lr": [0.0] * num_slots,
             "weight_decay": [0.0] * num_slots,
             "num_steps": [1] * num_slots,
+            "grad_scale": [1.0] * num_slots,
             "active": [True] * num_slots,
             "is_lora_b": False,
             "ranks": None,
@@ -90,7 +91,8 @@ class PackedAdamW(torch.optim.Optimizer):
         grads: list[torch.Tensor],
         moments: Sequence[list[torch.Tensor]],
     ) -> None:
-        step = torch.tensor(float(group["num_steps"][slot]), device=exact[0].device)
+        device, scale = exact[0].device, group["grad_scale"][slot]
+        step = torch.tensor(float(group["num_steps"][slot]), device=device)
         torch._fused_adamw_(  # what `torch.optim.AdamW(fused=True)` calls: one pass over memory
             exact,
             grads,
@@ -105,6 +107,7 @@ class PackedAdamW(torch.optim.Optimizer):
             eps=group["eps"],
             amsgrad=False,
             maximize=False,
+            grad_scale=None if scale == 1 else torch.tensor(scale, device=device),
         )
 
     def _moments(self, group: dict[str, Any], slot: int) -> list[list[torch.Tensor]]:
@@ -216,15 +219,15 @@ def _views(
 def clip_by_adapter(
     groups: Sequence[dict[str, Any]], max_norms: Sequence[float], slots: Sequence[int]
 ) -> tuple[float, ...]:
-    """Scale the gradient of each adapter of `slots` down to its own of `max_norms` [K]; return the norms before.
+    """Let the next update scale the gradient of each adapter of `slots` down to its own of `max_norms` [K].
 
-    As `torch.nn.utils.clip_grad_norm_` does it, for each adapter by itself. `groups` are those of the optimizer.
+    As `torch.nn.utils.clip_grad_norm_` does it, for each adapter by itself, and without a pass over memory of its own.
+    `groups` are those of the optimizer. Returns the norms.
     """
     norms = []
     for slot in slots:
         grads = [grad for group in groups for grad in _grads(group, slot)]
-        norm = float(torch.stack(torch._foreach_norm(grads)).norm())
-        norms.append(norm)
-        if (scale := max_norms[slot] / (norm + 1e-6)) < 1:
-            torch._foreach_mul_(grads, scale)
+        norms.append(float(torch.stack(torch._foreach_norm(grads)).norm()))
+        for group in groups:
+            group["grad_scale"][slot] = max(1.0, (norms[-1] + 1e-6) / max_norms[slot])
     return tuple(norms)
