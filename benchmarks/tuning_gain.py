@@ -35,14 +35,16 @@ class GainSettings:
     micro_batch_size: int
     tokens_per_row: int
     num_trials: list[int]
-    """One pack after the other; the first is one trial alone, whatever the packs."""
+    """One pack after the other; 1 is a trial alone."""
     num_steps: int
-    """Of each pack; the first one is not timed."""
+    """Of each pack in a round; the first one is not timed."""
+    num_rounds: int
+    """Of all packs in turn: a machine is not as fast at every minute."""
     num_threads: int
 
 
-def measure(settings: GainSettings) -> dict[int, float]:
-    """Return the trained tokens per second of each pack."""
+def measure(settings: GainSettings) -> dict[int, list[float]]:
+    """Return the trained tokens per second of each pack, in each round."""
     torch.set_num_threads(settings.num_threads)
     disable_progress_bar()
     card = find(settings.model)
@@ -50,14 +52,14 @@ def measure(settings: GainSettings) -> dict[int, float]:
     size = PackSize(num_slots=max(settings.num_trials), max_r=max(RANKS), target_modules=card.target_modules)
     base = load_base(card, precision=settings.precision)  # type: ignore[arg-type]
     pack = build_pack(job, base.model, Accelerator(cpu=not torch.cuda.is_available()), size=size)
-    # A trial alone is timed with each rank, since packs hold all of them.
-    alone = [_seconds(pack, settings, (r,)) for r in RANKS]
     num_tokens = settings.micro_batch_size * settings.tokens_per_row
-    rates = {1: num_tokens / statistics.mean(alone)}
-    for count in settings.num_trials:
-        if count > 1:
+    rates: dict[int, list[float]] = {count: [] for count in settings.num_trials}
+    for _ in range(settings.num_rounds):
+        for count, of_count in rates.items():
             seconds = _seconds(pack, settings, [RANKS[slot % len(RANKS)] for slot in range(count)])
-            rates[count] = count * num_tokens / seconds
+            if count == 1:  # with each rank, since packs hold all of them
+                seconds = statistics.mean([seconds, *(_seconds(pack, settings, [r]) for r in RANKS[1:])])
+            of_count.append(count * num_tokens / seconds)
     return rates
 
 
