@@ -22,16 +22,18 @@ def written_out(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> 
     return attended
 
 
-@pytest.mark.parametrize("lengths", [(5, 1, 9), (20, MASKED_KEYS - 20, MASKED_KEYS - 19)])
-def test_samples_see_their_opening_and_not_each_other(tmp_path: Path, lengths: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize(
+    "lengths", [(5, 1, 9), (5, 7, 7, 7, 2), (20, MASKED_KEYS - 20, MASKED_KEYS - 19, MASKED_KEYS - 19)]
+)
+def test_samples_see_their_opening_and_not_each_other(tmp_path: Path, lengths: tuple[int, ...]) -> None:
     attention = SampleAttention(AutoModelForCausalLM.from_pretrained(tiny_llama_folder(tmp_path)))
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, heads, sum(lengths), 16, requires_grad=True) for heads in (6, 2, 2))
     module = nn.Module()
     module.num_key_value_groups = 3  # type: ignore[assignment]
-    with attention.samples(lengths, (None, 0, 0)):
+    with attention.samples(lengths, (None, *[0] * (len(lengths) - 1))):
         found, _ = attention(module, query, key, value, None, scaling=16**-0.5)
-    opening, *own = (range(sum(lengths[:i]), sum(lengths[: i + 1])) for i in range(3))
+    opening, *own = (range(sum(lengths[:i]), sum(lengths[: i + 1])) for i in range(len(lengths)))
     parts = [(opening, opening), *((tokens, [*opening, *tokens]) for tokens in own)]
     expected = torch.cat(
         [written_out(query[0][:, list(q)], key[0][:, list(k)], value[0][:, list(k)]) for q, k in parts], dim=1

@@ -1,6 +1,7 @@
 """Attention within samples that lie end to end in one row, so that nothing is computed for padding.
 
-H = heads, G = query heads per key/value head, N = tokens of all samples, T = tokens of one, D = head size.
+H = heads, G = query heads per key/value head, N = tokens of all samples, T = tokens of one, S = neighbours of one
+length, D = head size.
 """
 
 import functools
@@ -24,8 +25,9 @@ _names = (f"kajiya_samples_{i}" for i in itertools.count())
 class SampleAttention:
     """The attention function that transformers calls in every layer of `model`.
 
-    Outside of `samples` it is transformers' sdpa. Inside, each sample is one causal product of its own: cost and memory
-    grow with its own length, there is no mask, and a sample's result does not depend on its neighbours.
+    Outside of `samples` it is transformers' sdpa. Inside, each sample attends to itself alone, without padding: cost
+    and memory grow with its own length, and its result does not depend on its neighbours. Those of one length that lie
+    side by side are one product, since each product has its price.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -71,22 +73,31 @@ class SampleAttention:
         if not self._lengths or attention_mask is not None:
             output: torch.Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)[0]
             return output, None
-        parts = list(
-            zip(*(tensor.split_with_sizes(self._lengths, dim=2) for tensor in (query, key, value)), strict=True)
-        )
-        attended = []  # [1, T, H, D] each
-        for own, parent in zip(parts, self._parents, strict=True):
+        attended, begin = [], 0  # [1, S T, H, D] each
+        for (length, parent), run in itertools.groupby(zip(self._lengths, self._parents, strict=True)):
+            count = len(list(run))
+            own = [_samples(tensor, begin, count, length) for tensor in (query, key, value)]
+            begin += count * length
             if parent is None:
-                attended.append(sdpa_attention_forward(module, *own, attention_mask=None, **kwargs)[0])
+                output = sdpa_attention_forward(module, *own, attention_mask=None, **kwargs)[0]
             else:
-                attended.append(_going_on(module, parts[parent], own, **kwargs))
+                before = sum(self._lengths[:parent]), 1, self._lengths[parent]
+                shared = [_samples(tensor, *before).expand(count, -1, -1, -1) for tensor in (query, key, value)]
+                output = _going_on(module, shared, own, **kwargs)
+            attended.append(output.reshape(1, count * length, *output.shape[2:]))
         return torch.cat(attended, dim=1), None
+
+
+def _samples(tensor: torch.Tensor, begin: int, count: int, length: int) -> torch.Tensor:
+    """Return of `tensor` [1, H, N, D] what `count` samples of `length` have from token `begin` on, [S, H, T, D]."""
+    tokens = tensor[0, :, begin : begin + count * length]
+    return tokens.view(len(tokens), count, length, -1).transpose(0, 1)
 
 
 def _going_on(
     module: nn.Module, parent: Sequence[torch.Tensor], own: Sequence[torch.Tensor], **kwargs: Any
 ) -> torch.Tensor:
-    """Return the attention [1, T, H, D] of a sample's `own` queries to its own keys and those of its `parent`."""
+    """Return the attention [S, T, H, D] of samples' `own` queries to their own keys and those of their `parent`."""
     query, key, value = own
     key, value = (torch.cat(pair, dim=2) for pair in zip(parent[1:], (key, value), strict=True))
     num_queries, num_keys = query.shape[2], key.shape[2]
