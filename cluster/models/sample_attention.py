@@ -8,6 +8,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,15 @@ MASKED_KEYS = 512
 _names = (f"kajiya_samples_{i}" for i in itertools.count())
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Samples of one length that lie side by side, and go on from the same other one."""
+
+    length: int
+    parent: int | None
+    count: int
+
+
 class SampleAttention:
     """The attention function that transformers calls in every layer of `model`.
 
@@ -33,8 +43,9 @@ class SampleAttention:
     def __init__(self, model: PreTrainedModel) -> None:
         # A plain attribute: autograd recomputes checkpointed layers in threads of its own, and StableLM does not hand
         # a pass's arguments to its attention.
-        self._lengths: tuple[int, ...] = ()
-        self._parents: tuple[int | None, ...] = ()
+        self._runs: tuple[_Run, ...] = ()
+        self._places: tuple[tuple[int, int], ...] = ()
+        """Of each sample: the number of its run, and its place there."""
         name = next(_names)
         AttentionInterface.register(name, self)
         AttentionMaskInterface.register(name, self._mask)
@@ -46,15 +57,17 @@ class SampleAttention:
 
         One with a number in `parents` goes on from the sample of that number, which several may do.
         """
-        self._lengths, self._parents = tuple(lengths), tuple(parents) or (None,) * len(lengths)
+        known = itertools.groupby(zip(lengths, parents or [None] * len(lengths), strict=True))
+        self._runs = tuple(_Run(*key, count=len(list(run))) for key, run in known)
+        self._places = tuple((number, place) for number, run in enumerate(self._runs) for place in range(run.count))
         try:
             yield
         finally:
-            self._lengths, self._parents = (), ()
+            self._runs, self._places = (), ()
 
     def _mask(self, *args: Any, local_size: int | None = None, **kwargs: Any) -> torch.Tensor | None:
         """Return no mask where `samples` are told, unless one is longer than the model's sliding window."""
-        if self._lengths and (local_size is None or max(self._lengths) <= local_size):
+        if self._runs and (local_size is None or max(run.length for run in self._runs) <= local_size):
             return None
         # transformers sees from the positions where samples begin.
         mask: torch.Tensor | None = sdpa_mask(*args, local_size=local_size, **kwargs)
@@ -70,28 +83,31 @@ class SampleAttention:
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         """Return the attention output [1, N, H, D]."""
-        if not self._lengths or attention_mask is not None:
+        if not self._runs or attention_mask is not None:
             output: torch.Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)[0]
             return output, None
-        attended, begin = [], 0  # [1, S T, H, D] each
-        for (length, parent), run in itertools.groupby(zip(self._lengths, self._parents, strict=True)):
-            count = len(list(run))
-            own = [_samples(tensor, begin, count, length) for tensor in (query, key, value)]
-            begin += count * length
-            if parent is None:
+        sizes = [run.count * run.length for run in self._runs]
+        of_runs = list(
+            zip(
+                *(map(_side_by_side, self._runs, t.split_with_sizes(sizes, dim=2)) for t in (query, key, value)),
+                strict=True,
+            )
+        )
+        attended = []  # [1, S T, H, D] each
+        for run, own in zip(self._runs, of_runs, strict=True):
+            if run.parent is None:
                 output = sdpa_attention_forward(module, *own, attention_mask=None, **kwargs)[0]
             else:
-                before = sum(self._lengths[:parent]), 1, self._lengths[parent]
-                shared = [_samples(tensor, *before).expand(count, -1, -1, -1) for tensor in (query, key, value)]
+                number, place = self._places[run.parent]
+                shared = [part[place : place + 1].expand(run.count, -1, -1, -1) for part in of_runs[number]]
                 output = _going_on(module, shared, own, **kwargs)
-            attended.append(output.reshape(1, count * length, *output.shape[2:]))
+            attended.append(output.reshape(1, -1, *output.shape[2:]))
         return torch.cat(attended, dim=1), None
 
 
-def _samples(tensor: torch.Tensor, begin: int, count: int, length: int) -> torch.Tensor:
-    """Return of `tensor` [1, H, N, D] what `count` samples of `length` have from token `begin` on, [S, H, T, D]."""
-    tokens = tensor[0, :, begin : begin + count * length]
-    return tokens.view(len(tokens), count, length, -1).transpose(0, 1)
+def _side_by_side(run: _Run, tokens: torch.Tensor) -> torch.Tensor:
+    """Return [S, H, T, D] for the run's `tokens`, [1, H, S T, D]."""
+    return tokens if run.count == 1 else tokens.squeeze(0).unflatten(1, (run.count, run.length)).transpose(0, 1)  # type: ignore[no-untyped-call]
 
 
 def _going_on(
