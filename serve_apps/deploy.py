@@ -36,6 +36,8 @@ def deploy(
         DeployFailed: Serve gave up, or `timeout_s` passed.
     """
     client = ServeSubmissionClient(dashboard_url)
+    deadline_s = time.monotonic() + timeout_s
+    _clear_failed(client, deadline_s)
     app = {
         "name": APP_NAME,
         "route_prefix": "/",
@@ -49,9 +51,8 @@ def deploy(
             "applications": [*_others(client), app],
         }
     )
-    deadline_s = time.monotonic() + timeout_s
     while time.monotonic() < deadline_s:
-        status = client.get_serve_details()["applications"].get(APP_NAME, {})
+        status = _status(client)
         if status.get("status") == "RUNNING":
             return
         if status.get("status") in {"DEPLOY_FAILED", "UNHEALTHY"}:
@@ -69,10 +70,24 @@ def undeploy(dashboard_url: str) -> None:
 
 def served_args(dashboard_url: str) -> dict[str, Any]:
     """Return the args of the running application as they were given; nothing where there is none."""
-    app = ServeSubmissionClient(dashboard_url).get_serve_details()["applications"].get(APP_NAME, {})
-    config = app.get("deployed_app_config") or {}
+    config = _status(ServeSubmissionClient(dashboard_url)).get("deployed_app_config") or {}
     args: dict[str, Any] = config.get("args", {})
     return args
+
+
+def _clear_failed(client: ServeSubmissionClient, deadline_s: float) -> None:
+    """Remove what of ours did not come up before: Serve would not try the same again, and tell the old reason."""
+    if _status(client).get("status") != "DEPLOY_FAILED":
+        return
+    client.deploy_applications({"applications": _others(client)})
+    while _status(client) and time.monotonic() < deadline_s:
+        time.sleep(POLL_S)
+
+
+def _status(client: ServeSubmissionClient) -> dict[str, Any]:
+    """Return what Serve knows of our application; nothing where there is none."""
+    status: dict[str, Any] = client.get_serve_details()["applications"].get(APP_NAME, {})
+    return status
 
 
 def _others(client: ServeSubmissionClient) -> list[dict[str, Any]]:

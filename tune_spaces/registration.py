@@ -18,6 +18,7 @@ from train_jobs.register import register
 from tune_spaces.arguments import SearchRequest
 from tune_spaces.launched_trial import read_outcome
 from tune_spaces.shared import Shared
+from tune_spaces.text import words
 from tune_spaces.trial_jobs import ADAPTER_FOLDER
 from tune_spaces.winner import adapter_files
 
@@ -85,7 +86,7 @@ def register_best(
     announce(
         "registered",
         f"registered {version.served_name}: held-out loss {judgement.base.loss:.4f} -> {judgement.best.loss:.4f} "
-        f"with {best.config}; {judgement.in_words()}. It is served as {plan.card.name}:{request.name}",
+        f"with {words(best.config)}; {judgement.in_words()}. It is served as {plan.card.name}:{request.name}",
         version=version.served_name,
         loss_before=judgement.base.loss,
         loss=judgement.best.loss,
