@@ -86,13 +86,7 @@ class SampleAttention:
         if not self._runs or attention_mask is not None:
             output: torch.Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)[0]
             return output, None
-        sizes = [run.count * run.length for run in self._runs]
-        of_runs = list(
-            zip(
-                *(map(_side_by_side, self._runs, t.split_with_sizes(sizes, dim=2)) for t in (query, key, value)),
-                strict=True,
-            )
-        )
+        of_runs = list(zip(*map(self._split, (query, key, value)), strict=True))
         attended = []  # [1, S T, H, D] each
         for run, own in zip(self._runs, of_runs, strict=True):
             if run.parent is None:
@@ -104,10 +98,11 @@ class SampleAttention:
             attended.append(output.reshape(1, -1, *output.shape[2:]))
         return torch.cat(attended, dim=1), None
 
-
-def _side_by_side(run: _Run, tokens: torch.Tensor) -> torch.Tensor:
-    """Return [S, H, T, D] for the run's `tokens`, [1, H, S T, D]."""
-    return tokens if run.count == 1 else tokens.squeeze(0).unflatten(1, (run.count, run.length)).transpose(0, 1)  # type: ignore[no-untyped-call]
+    def _split(self, heads: torch.Tensor) -> list[torch.Tensor]:
+        """Return what each run has of `heads` [1, H, N, D], as [S, H, T, D]."""
+        parts = heads.squeeze(0).split_with_sizes([run.count * run.length for run in self._runs], dim=1)
+        shapes = [(run.count, run.length) for run in self._runs]
+        return [part.unflatten(1, shape).transpose(0, 1) for part, shape in zip(parts, shapes, strict=True)]  # type: ignore[no-untyped-call]
 
 
 def _going_on(
