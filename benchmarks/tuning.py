@@ -186,7 +186,7 @@ def gains() -> Iterator[tuple[str, Result]]:
                 "micro_batch_size": MICRO_BATCH,
                 "tokens_per_row": tokens_per_row,
                 "num_trials": NUM_TRIALS,
-                "num_steps": 3,
+                "num_steps": 5 if MICRO_BATCH * tokens_per_row <= FEW_TOKENS else 3,
                 "num_rounds": 3,
                 "num_threads": os.cpu_count() or 1,
             }
